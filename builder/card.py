@@ -1,0 +1,293 @@
+"""Write the dataset card, README.md, of a finished build from what its folder holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from builder.plan import Plan
+from builder.recipe import DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, SourceEntry, meaning
+from builder.schema import SOURCE_COLUMNS, Column, features, record_columns
+from builder.shards import read_sources, write_text
+from builder.sources import licence_counts, uncredited
+from builder.stats import Statistics, Summary, Tally
+from builder.work import (
+    CARD_FILE,
+    SOURCES_FILE,
+    STATISTICS_FILE,
+    built_format,
+    data_glob,
+    read_recipe,
+)
+
+if TYPE_CHECKING:
+    from datasets import DatasetInfo
+
+TEMPLATE = "dataset_card.md"
+_MAX_CREDITS = 200
+
+# Keys of the card's YAML that a build decides; all others a person may set and keeps.
+_OWNED = ("annotations_creators", "configs", "dataset_info", "size_categories", "task_categories")
+
+
+def write_card(out: Path, *, license: str | None = None, title: str | None = None) -> Path:
+    """Write README.md of a finished build and return its path.
+
+    Args:
+        out: the built folder; nothing else is read.
+        license: Hub licence identifier of the set (`cc-by-4.0`). None keeps what the card says.
+        title: heading of the card; None keeps what the card says, or takes the folder's name.
+
+    Raises:
+        NotABuildError: `out` is not a finished build.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    pinned, path = read_recipe(out), out / CARD_FILE
+    content = json.loads((out / STATISTICS_FILE).read_text(encoding="utf-8"))
+    kept: dict[str, Any] = {}
+    if path.is_file():
+        old = DatasetCard.load(path, ignore_metadata_errors=True)
+        kept = {k: v for k, v in old.data.to_dict().items() if k not in _OWNED}
+        heading = re.search(r"^# (.+)$", old.text, re.MULTILINE)
+        title = title or (heading.group(1) if heading else None)
+    if license:
+        kept["license"] = license
+    data = DatasetCardData(**{**_yaml(out, pinned, content["splits"]), **kept})
+    variables = _variables(out, pinned, content["splits"])
+    variables["title"] = title or out.absolute().name
+    variables["location"] = variables["title"]
+    template = _template_path()
+    card = DatasetCard.from_template(data, template_path=str(template), **variables)
+    write_text(path, re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n")
+    return path
+
+
+def _template_path() -> Path:
+    """Find the template: inside the installed package, or at the top of a checkout."""
+    here = Path(__file__).parent
+    installed = here / TEMPLATE
+    return installed if installed.is_file() else here.parent / TEMPLATE
+
+
+def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[str, Any]:
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+
+    recipe, file_format = pinned.recipe, built_format(out)
+    rows = {name: _total(split["shards"], "rows") for name, split in splits.items()}
+    sizes = {name: _total(split["shards"], "size_bytes") for name, split in splits.items()}
+    infos = {"default": _info("default", record_columns(recipe), rows, sizes)}
+    for kind, entries in _kinds(pinned):
+        size = (out / kind / SOURCES_FILE).stat().st_size
+        infos[kind] = _info(kind, SOURCE_COLUMNS, {"train": len(entries)}, {"train": size})
+    data = DatasetCardData(
+        task_categories=["image-segmentation"] + (["depth-estimation"] if recipe.has_depth else []),
+        size_categories=[_size_category(sum(rows.values()))],
+        annotations_creators=["machine-generated"],
+        tags=["synthetic", "compositing", "fgbg-dataset"],
+    )
+    DatasetInfosDict(infos).to_dataset_card_data(data)
+    values: dict[str, Any] = data.to_dict()
+    patterns = [{"split": n, "path": data_glob(n, file_format)} for n in splits]
+    values["configs"] = [
+        {"config_name": "default", "data_files": patterns, "default": True},
+        {"config_name": "foregrounds", "data_files": f"foregrounds/{SOURCES_FILE}"},
+        {"config_name": "backgrounds", "data_files": f"backgrounds/{SOURCES_FILE}"},
+    ]
+    return values
+
+
+def _info(
+    config: str, columns: tuple[Column, ...], rows: dict[str, int], sizes: dict[str, int]
+) -> DatasetInfo:
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+
+    splits = [SplitInfo(name, sizes[name], number) for name, number in rows.items()]
+    size = sum(sizes.values())
+    return DatasetInfo(
+        config_name=config,
+        features=features(columns),
+        splits=SplitDict({split.name: split for split in splits}),
+        download_size=size,
+        dataset_size=size,
+    )
+
+
+def _total(shards: list[dict[str, Any]], key: str) -> int:
+    return sum(shard[key] for shard in shards)
+
+
+def _size_category(n: int) -> str:
+    """Return the Hub's name for a number of records."""
+    names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    for power, name in enumerate(names):
+        if n < 10 ** (power + 3):
+            return f"n<{name}" if power == 0 else f"{names[power - 1]}<n<{name}"
+    return "n>1T"
+
+
+def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[str, Any]:
+    from builder import __version__
+
+    recipe, plan = pinned.recipe, Plan(pinned)
+    parts = [Statistics.from_json(split["statistics"]) for split in splits.values()]
+    total = reduce(_merged, parts)
+    coverage = total.tallies["mask_px"].channel(0)
+    area = recipe.size**2
+    listed = _credits(pinned)
+    return {
+        "n_records": _number(plan.n_records),
+        "recipe": recipe,
+        "depth": pinned.depth,
+        "demo": recipe.depth_model == DEMO_DEPTH_MODEL,
+        "version": __version__,
+        "fingerprint": pinned.fingerprint,
+        "columns": record_columns(recipe),
+        "splits": [
+            {
+                "name": split.name,
+                "foregrounds": len(split.foregrounds),
+                "backgrounds": len(split.backgrounds),
+                "records": _number(split.n_records),
+                "files": split.n_shards,
+                "size_bytes": _number(_total(splits[split.name]["shards"], "size_bytes")),
+            }
+            for split in plan.splits.values()
+        ],
+        "statistics": _statistics_rows(out, pinned, total),
+        "depth_summary": _depth_summary(total, pinned) if pinned.depth else None,
+        "coverage": {
+            "mean": f"{coverage.mean / area:.4f}",
+            "std": f"{coverage.std / area:.4f}",
+            "low": f"{coverage.low / area:.4f}",
+            "high": f"{coverage.high / area:.4f}",
+        },
+        "boxes": [
+            {
+                "name": name,
+                "mean": f"{box.mean:.2f}",
+                "std": f"{box.std:.2f}",
+                "low": box.low,
+                "high": box.high,
+            }
+            for name, box in zip(
+                ("x", "y", "width", "height"), total.tallies["bbox"].summaries(), strict=True
+            )
+        ],
+        "recipe_rows": [
+            {"name": f.name, "value": _cell(getattr(recipe, f.name)), "meaning": meaning(f.name)}
+            for f in fields(Recipe)
+        ],
+        "sources": [
+            {
+                "name": kind,
+                "number": len(entries),
+                "licences": {_cell(k): v for k, v in licence_counts(entries).items()},
+                "uncredited": len(uncredited(entries)),
+            }
+            for kind, entries in _kinds(pinned)
+        ],
+        "credits": listed[:_MAX_CREDITS],
+        "more_credits": max(0, len(listed) - _MAX_CREDITS),
+        "skipped": [(_cell(name), _cell(reason)) for name, reason in pinned.skipped],
+    }
+
+
+def _kinds(pinned: PinnedRecipe) -> tuple[tuple[str, tuple[SourceEntry, ...]], ...]:
+    return ("foregrounds", pinned.foregrounds), ("backgrounds", pinned.backgrounds)
+
+
+def _merged(one: Statistics, other: Statistics) -> Statistics:
+    one.merge(other)
+    return one
+
+
+def _statistics_rows(out: Path, pinned: PinnedRecipe, total: Statistics) -> list[dict[str, str]]:
+    size, n = pinned.recipe.size, total.rows
+    rows = []
+    for kind, channels, entries in (
+        ("backgrounds", 3, pinned.backgrounds),
+        ("foregrounds", 4, pinned.foregrounds),
+    ):
+        tally, size_bytes = Tally(256, channels), 0
+        for source in read_sources(out / kind / SOURCES_FILE):
+            tally.add(source.pixels())
+            size_bytes += len(source.png)
+        short = "bg" if kind == "backgrounds" else "fg"
+        largest = max(e.height for e in entries), max(e.width for e in entries)
+        extent = f"{largest[0]}x{largest[1]}x{channels}"
+        extent = extent if kind == "backgrounds" else f"up to {extent}"
+        rows.append(_row(short, len(entries), extent, tally.summaries(), 255, size_bytes))
+    image = f"{size}x{size}"
+    for kind, extent in (("fg_bg", f"{image}x3"), ("mask", image)):
+        summaries = total.tallies[kind].summaries()
+        rows.append(_row(kind, n, extent, summaries, 255, total.size_bytes[kind]))
+    if pinned.depth:
+        depth = [total.tallies["depth"].channel(0, first=1)]
+        rows.append(_row("depth", n, image, depth, pinned.depth.far, total.size_bytes["depth"]))
+    return rows
+
+
+def _row(
+    kind: str, number: int, extent: str, summaries: list[Summary], top: int, size_bytes: int
+) -> dict[str, str]:
+    return {
+        "kind": kind,
+        "number": _number(number),
+        "size": extent,
+        "mean": " ".join(f"{s.mean / top:.4f}" for s in summaries),
+        "std": " ".join(f"{s.std / top:.4f}" for s in summaries),
+        "bytes": _number(size_bytes),
+    }
+
+
+def _depth_summary(total: Statistics, pinned: PinnedRecipe) -> dict[str, str]:
+    assert pinned.depth is not None
+    depth, scale = total.tallies["depth"].channel(0, first=1), pinned.depth.scale
+    figures = {
+        "mean": depth.mean,
+        "std": depth.std,
+        "low": depth.low,
+        "high": depth.high,
+        "q05": depth.quantile(0.05),
+        "q50": depth.quantile(0.5),
+        "q95": depth.quantile(0.95),
+    }
+    return {
+        **{name: f"{value / scale:.3f}" for name, value in figures.items()},
+        "unit": "m" if pinned.depth.kind == "metric" else "units of the prediction",
+        "known": _number(depth.n),
+        "unknown": _number(int(np.sum(total.tallies["depth"].counts)) - depth.n),
+    }
+
+
+def _credits(pinned: PinnedRecipe) -> list[dict[str, str]]:
+    return [
+        {
+            "id": _cell(entry.id),
+            "kind": kind[:-1],
+            "author": _cell(entry.author),
+            "licence": _cell(entry.licence),
+            "url": _cell(entry.url),
+        }
+        for kind, entries in _kinds(pinned)
+        for entry in entries
+        if entry.author or entry.licence or entry.url
+    ]
+
+
+def _number(n: int) -> str:
+    return f"{n:,}".replace(",", " ")
+
+
+def _cell(value: object) -> str:
+    """Return text that stays inside one cell of a Markdown table and makes no markup."""
+    text = " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#!$~])", r"\\\1", text)

@@ -1,0 +1,348 @@
+"""The command `fgbg`: parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from click.core import ParameterSource
+
+from builder import __version__
+from builder.depth import DEVICES, Device
+from builder.errors import FgbgError, RecipeMismatchError
+from builder.recipe import (
+    DEMO_DEPTH_MODEL,
+    BackgroundFit,
+    DepthFormat,
+    ImageFormat,
+    PinnedRecipe,
+    Recipe,
+    load_recipe,
+    meaning,
+)
+from builder.sources import demo_folders
+
+Command = Callable[..., Any]
+
+_CHOICES = {"BackgroundFit": BackgroundFit, "ImageFormat": ImageFormat, "DepthFormat": DepthFormat}
+_TYPES: dict[str, type] = {
+    "int": int,
+    "int | None": int,
+    "float": float,
+    "str": str,
+    "str | None": str,
+}
+_RECIPE_FIELDS = [field.name for field in fields(Recipe)]
+
+
+class _Group(click.Group):
+    """Turns our errors into one clear text on stderr and their exit code, in this one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FgbgError as error:
+            message, code = str(error), error.exit_code
+        except OSError as error:
+            message, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
+        except KeyboardInterrupt:
+            message = "interrupted. Finished shards are kept; the same command resumes."
+            code = 130
+        click.secho("Error: ", fg="red", nl=False, err=True)
+        click.echo(message, err=True)
+        return ctx.exit(code)
+
+
+def _recipe_options(command: Command) -> Command:
+    """Add one option for every field of the recipe."""
+    defaults = Recipe()
+    for field in reversed(fields(Recipe)):
+        name, annotation = field.name, str(field.type)
+        flag = f"--{name.replace('_', '-')}"
+        default = getattr(defaults, name)
+        if annotation == "bool":
+            flag += f"/--no-{name.replace('_', '-')}"
+        kind: Any = _TYPES.get(annotation)
+        if annotation in _CHOICES:
+            kind = click.Choice(get_args(_CHOICES[annotation]))
+        text = meaning(name)
+        if name not in ("depth_input", "depth_revision"):
+            text += f"  [default: {default}]"
+        command = click.option(flag, name, type=kind, default=None, help=f"{text}")(command)
+    return click.option(
+        "--recipe",
+        "recipe_file",
+        type=click.Path(path_type=Path),
+        help="repeat a recipe.json; options given beside it win over it",
+    )(command)
+
+
+def _run_options(command: Command) -> Command:
+    """Add the options that say how a build runs; none of them changes a record."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="print the result as JSON"),
+        click.option("--batch-size", type=click.IntRange(1), help="composites per model call"),
+        click.option(
+            "--device", type=click.Choice(DEVICES), default="auto", help="where the model runs"
+        ),
+        click.option(
+            "--workers", type=click.IntRange(1), help="processes  [default: cores, or 1 with a GPU]"
+        ),
+        click.option("--skip-bad", is_flag=True, help="go on without files that can not be used"),
+        click.option("--demo", is_flag=True, help="use the bundled sources"),
+    ):
+        command = option(command)
+    return command
+
+
+def _chosen_recipe(
+    ctx: click.Context, recipe_file: Path | None, values: dict[str, Any]
+) -> tuple[Recipe, Any]:
+    """Make the recipe from a file and the options given on the command line."""
+    given = {
+        name: values[name]
+        for name in _RECIPE_FIELDS
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if recipe_file is None:
+        return Recipe(**given), None
+    recipe, pinned = load_recipe(recipe_file)
+    return replace(recipe, **given), pinned
+
+
+def _folders(paths: tuple[str, ...], demo: bool, with_out: bool) -> tuple[Path, Path, Path | None]:
+    """Split the positional paths into the two source folders and OUT."""
+    wanted = [] if demo else ["FOREGROUNDS", "BACKGROUNDS"]
+    names = [*wanted, "OUT"]
+    allowed = (len(names),) if with_out else (len(wanted), len(names))
+    if len(paths) not in allowed:
+        raise click.UsageError(
+            f"expected {' '.join(names if with_out else wanted) or 'no folder'}"
+            f"{' with --demo' if demo else ''}, got {len(paths)} "
+            f"{'path' if len(paths) == 1 else 'paths'}."
+        )
+    folders = [Path(path) for path in paths]
+    foregrounds, backgrounds = demo_folders() if demo else (folders[0], folders[1])
+    return foregrounds, backgrounds, folders[-1] if len(paths) == len(names) else None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fgbg")
+def main() -> None:
+    """Make a Hugging Face dataset of composites, exact masks and depth from two folders."""
+
+
+@main.command()
+@click.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS OUT")
+@_recipe_options
+@_run_options
+@click.option("--license", "license_", help="licence of the set for its card, such as cc-by-4.0")
+@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+@click.pass_context
+def build(
+    ctx: click.Context,
+    /,
+    paths: tuple[str, ...],
+    recipe_file: Path | None,
+    demo: bool,
+    skip_bad: bool,
+    workers: int | None,
+    device: Device,
+    batch_size: int | None,
+    as_json: bool,
+    license_: str | None,
+    quiet: bool,
+    **values: Any,
+) -> None:
+    """Build a set from two folders of images into the folder OUT.
+
+    FOREGROUNDS holds cut-outs with an alpha channel, BACKGROUNDS photographs. With --demo give
+    OUT alone. An interrupted build is resumed by the same command.
+    """
+    foregrounds, backgrounds, out = _folders(paths, demo, with_out=True)
+    assert out is not None
+    recipe, pinned = _chosen_recipe(ctx, recipe_file, values)
+    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad)
+    began = time.perf_counter()
+    say = _silent if quiet else _say
+    say(f"Checking and preparing the images of {foregrounds} and {backgrounds} ...")
+    project = dataset.prepare(out)
+    if pinned is not None and (lines := _input_differences(pinned, project.pinned)):
+        raise RecipeMismatchError(str(recipe_file), lines)
+    _report_sources(project, say)
+    from builder.engine import BuildOptions
+
+    options = BuildOptions(
+        device=device,
+        batch_size=batch_size,
+        progress=not quiet,
+        license=license_,
+        resume=shlex.join(["fgbg", *sys.argv[1:]]),
+    )
+    dataset.download_and_prepare(out, file_format="parquet", num_proc=workers, options=options)
+    result = {
+        "out": str(out),
+        "records": dataset.plan.n_records,
+        "splits": {name: split.n_records for name, split in dataset.plan.splits.items()},
+        "size_bytes": dataset.info.dataset_size,
+        "fingerprint": project.pinned.fingerprint,
+        "skipped": [list(pair) for pair in project.pinned.skipped],
+        "duplicates": [list(group) for group in project.duplicates],
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    if as_json:
+        click.echo(json.dumps(result))
+    elif not quiet:
+        _tell_result(out, result)
+
+
+def _dataset(foregrounds: Path, backgrounds: Path, recipe: Recipe, skip_bad: bool) -> Any:
+    from fgbg_dataset import FgbgDataset
+
+    return FgbgDataset(foregrounds, backgrounds, recipe=recipe, skip_bad=skip_bad)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _silent(_text: str) -> None:
+    return
+
+
+def _input_differences(held: PinnedRecipe, asked: PinnedRecipe) -> list[str]:
+    """Return what makes the sources, or the weights, others than a repeated recipe names."""
+    if asked.recipe.depth_model != held.recipe.depth_model:  # chosen on the command line
+        asked = replace(asked, depth=held.depth)
+    return held.input_differences(asked)
+
+
+def _report_sources(project: Any, say: Callable[[str], None]) -> None:
+    pinned = project.pinned
+    say(f"{len(pinned.foregrounds)} foregrounds, {len(pinned.backgrounds)} backgrounds.")
+    for name, reason in pinned.skipped:
+        say(f"Left out: {name}: {reason}")
+    for group in project.duplicates:
+        say(f"Same content: {', '.join(group)}. They stay in one split.")
+    if pinned.recipe.depth_model == DEMO_DEPTH_MODEL:
+        say(
+            "Depth by the small demo model that comes with this package. For real use name a "
+            "better one with --depth-model."
+        )
+
+
+def _tell_result(out: Path, result: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {records}" for name, records in result["splits"].items())
+    click.echo(f"{result['records']} records in {out} ({splits}), {_size(result['size_bytes'])}.")
+    click.echo(f"  card     {out / 'README.md'}")
+    click.echo(f"  samples  {out / 'assets' / 'samples.png'}, {out / 'assets' / 'preview.html'}")
+    click.echo(f'  use      load_dataset("{out}", split="train")')
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.4g} TB"
+
+
+@main.command()
+@click.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS [OUT]")
+@_recipe_options
+@_run_options
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    /,
+    paths: tuple[str, ...],
+    recipe_file: Path | None,
+    demo: bool,
+    skip_bad: bool,
+    workers: int | None,
+    device: Device,
+    batch_size: int | None,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Say what a build would make: records, files, bytes, time. Takes the arguments of build."""
+    from builder.engine import BuildOptions
+    from builder.forecast import forecast
+
+    foregrounds, backgrounds, _ = _folders(paths, demo, with_out=False)
+    recipe, _ = _chosen_recipe(ctx, recipe_file, values)
+    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad)
+    options = BuildOptions(device=device, batch_size=batch_size)
+    estimate = forecast(dataset.project, workers=workers, options=options)
+    if as_json:
+        click.echo(json.dumps(asdict(estimate)))
+        return
+    click.echo(f"{'split':<20}{'records':>14}{'files':>8}")
+    for name, records in estimate.splits.items():
+        click.echo(f"{name:<20}{records:>14}{estimate.shards[name]:>8}")
+    click.echo(f"{'total':<20}{estimate.records:>14}{sum(estimate.shards.values()):>8}\n")
+    for column, size_bytes in estimate.column_bytes.items():
+        per_record = size_bytes / estimate.records
+        click.echo(f"{column:<20}{_size(size_bytes):>14}{_size(per_record):>12} a record")
+    click.echo(f"{'total':<20}{_size(sum(estimate.column_bytes.values())):>14}\n")
+    click.echo(
+        f"about {_duration(estimate.seconds)} with {estimate.workers} "
+        f"{'process' if estimate.workers == 1 else 'processes'} "
+        f"({estimate.records / estimate.seconds:.3g} records/s)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def status(out: Path, as_json: bool) -> None:
+    """Say how far the build of OUT is."""
+    from builder.work import build_status
+
+    result = build_status(out)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(f"{'split':<20}{'records':>22}{'files':>16}")
+    for name, split in result["splits"].items():
+        records = f"{split['records_done']} of {split['records']}"
+        shards = f"{split['shards_done']} of {split['shards']}"
+        click.echo(f"{name:<20}{records:>22}{shards:>16}")
+    share = result["records_done"] / result["records"]
+    state = "finished" if result["finished"] else f"{share:.1%} done; run the build again to go on"
+    click.echo(f"{out}: {state}")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--license", "license_", help="licence of the set, such as cc-by-4.0")
+@click.option("--title", help="heading of the card")
+def card(out: Path, license_: str | None, title: str | None) -> None:
+    """Write README.md of the finished build OUT again."""
+    from builder.card import write_card
+
+    click.echo(write_card(out, license=license_, title=title))
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+def preview(out: Path) -> None:
+    """Make the sample sheet and the preview page of the finished build OUT again."""
+    from builder.preview import write_preview
+
+    for path in write_preview(out):
+        click.echo(path)

@@ -1,0 +1,288 @@
+"""Make all shards of a set over local processes, keep what is done, report what failed."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from builder.depth import DepthEstimator, DepthModel, Device, pick_device
+from builder.errors import BuildFailedError, FgbgError, OutputError
+from builder.plan import Plan
+from builder.render import Renderer
+from builder.shards import Commit, FileFormat, is_done, read_commit, read_sources, write_shard
+from builder.sources import SourceBank
+from builder.work import Project, WorkFolder, read_recipe
+
+_MAX_DEATHS = 3
+_POLL_SECONDS = 0.2
+
+# A write that fails for one of these fails for every shard: stop at once and say so.
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+Task = tuple[str, int]  # split, shard
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a build runs; nothing here changes a record.
+
+    `batch_size` None is 4 on a processor and 32 on a GPU. `license` is the Hub's identifier of the
+    terms the set is given out under, for its card. `resume` is the command told to a user when a
+    build fails.
+    """
+
+    device: Device = "auto"
+    batch_size: int | None = None
+    progress: bool = True
+    license: str | None = None
+    resume: str = "call download_and_prepare again with the same arguments"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to make any shard of a set."""
+
+    out: Path
+    file_format: FileFormat
+    model: DepthModel | None
+    device: Device
+    batch_size: int | None
+
+
+class Worker:
+    """Makes shards of one set; holds the sources and the depth model."""
+
+    def __init__(self, job: Job) -> None:
+        work = WorkFolder(job.out)
+        if job.model:
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # loading is short, and shown once a process
+        self._job, self._folder, self._pinned = job, work.shards, read_recipe(work.path)
+        self._plan = Plan(self._pinned)
+        bank = SourceBank(
+            read_sources(work.sources("foreground")), read_sources(work.sources("background"))
+        )
+        estimator = None
+        if job.model:
+            estimator = DepthEstimator(
+                job.model,
+                self._pinned.recipe,
+                device=job.device,
+                batch_size=job.batch_size,
+            )
+        self._renderer = Renderer(self._plan, bank, estimator)
+
+    def make(self, task: Task, progress: Progress) -> int:
+        """Make one shard and commit it; return its rows."""
+        split, shard = task
+        plan = self._plan.splits[split]
+        records = self._renderer.records(split, *plan.shard_range(shard))
+        name, file_format = plan.shard_name(shard), self._job.file_format
+        return write_shard(self._folder, name, file_format, self._pinned, records, progress).rows
+
+
+def build_shards(
+    project: Project,
+    work: WorkFolder,
+    file_format: FileFormat,
+    workers: int | None,
+    options: BuildOptions,
+) -> dict[str, Commit]:
+    """Make every shard that is not done yet.
+
+    Args:
+        workers: processes; 1 works in this process, None is one a core, or one for a GPU.
+
+    Returns:
+        The commit records of all shards by name.
+
+    Raises:
+        BuildFailedError: some shards failed; the others are done and kept.
+        OutputError: the output can not be written.
+    """
+    plan = Plan(project.pinned)
+    pending = [
+        (split.name, shard)
+        for split in plan.splits.values()
+        for shard in range(split.n_shards)
+        if not is_done(
+            work.shards, split.shard_name(shard), file_format, project.pinned.fingerprint
+        )
+    ]
+    ranges = [plan.splits[split].shard_range(shard) for split, shard in pending]
+    left = sum(stop - start for start, stop in ranges)
+    workers = max(1, min(workers or default_workers(project, options.device), len(pending)))
+    job = Job(work.out, file_format, project.model, options.device, options.batch_size)
+    failed: dict[str, str] = {}
+    with tqdm(
+        total=plan.n_records,
+        initial=plan.n_records - left,
+        unit=" records",
+        desc="records",
+        disable=None if options.progress else True,
+    ) as bar:
+        for (split, shard), cause in map_shards(job, pending, workers, bar.update):
+            if cause is not None:
+                failed[plan.splits[split].shard_name(shard)] = cause
+    names = [s.shard_name(i) for s in plan.splits.values() for i in range(s.n_shards)]
+    found = (read_commit(work.shards, name) for name in names if name not in failed)
+    commits = {commit.shard: commit for commit in found if commit}
+    if failed:
+        raise BuildFailedError(failed, len(commits), options.resume)
+    return commits
+
+
+def default_workers(project: Project, device: Device) -> int:
+    """Return how many processes a build uses by itself: one a core, or one for a GPU."""
+    if project.model and pick_device(device) != "cpu":
+        return 1
+    return os.cpu_count() or 1
+
+
+def map_shards(
+    job: Job, tasks: list[Task], workers: int, progress: Progress
+) -> Iterator[tuple[Task, str | None]]:
+    """Make shards; yield each with None, or with the cause of its failure.
+
+    Raises:
+        FgbgError: what no shard can be made without is missing or broken.
+    """
+    if not tasks:
+        return
+    if workers == 1:
+        yield from _map_here(job, tasks, progress)
+    else:
+        yield from _Pool(job, min(workers, len(tasks)), progress).run(tasks)
+
+
+def _map_here(job: Job, tasks: list[Task], progress: Progress) -> Iterator[tuple[Task, str | None]]:
+    worker = Worker(job)
+    for task in tasks:
+        try:
+            worker.make(task, progress)
+        except Exception as error:  # noqa: BLE001 - one bad shard must not end the others
+            yield task, _cause(error, job)
+        else:
+            yield task, None
+
+
+def _cause(error: BaseException, job: Job) -> str:
+    """Return why a shard failed; raise when every other one would fail too."""
+    if isinstance(error, FgbgError):
+        raise error
+    if isinstance(error, OSError) and error.errno in _HOPELESS:
+        raise OutputError(
+            f"{job.out} can not be written: {error.strerror}. Finished shards are kept; run the "
+            "same command again when this is mended."
+        ) from error
+    return f"{type(error).__name__}: {error}"
+
+
+class _Pool:
+    """Spawned processes that make shards; a process that dies is replaced."""
+
+    def __init__(self, job: Job, workers: int, progress: Progress) -> None:
+        self._job, self._workers, self._progress = job, workers, progress
+        self._spawn = multiprocessing.get_context("spawn")
+        self._records = self._spawn.Value("q", 0)
+        self._told = 0
+        self._deaths: dict[Task, int] = defaultdict(int)
+
+    def run(self, tasks: list[Task]) -> Iterator[tuple[Task, str | None]]:
+        waiting = deque(tasks)
+        while waiting:
+            yield from self._run_until_death(waiting)
+
+    def _run_until_death(self, waiting: deque[Task]) -> Iterator[tuple[Task, str | None]]:
+        # No more tasks than workers are given out, so those given out when a process dies are
+        # the ones that may have killed it.
+        running: dict[Future[int], Task] = {}
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(
+            self._workers, self._spawn, _start_worker, (self._job, self._records)
+        )
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._workers:
+                    task = waiting.popleft()
+                    running[pool.submit(_make, task)] = task
+                done, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
+                self._tell()
+                for future in done:
+                    task = running.pop(future)
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        yield from self._bury([task, *running.values()], waiting)
+                        return
+                    yield task, _cause(error, self._job) if error else None
+        except BaseException:
+            # Or leaving would wait until the shards under way are finished.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _bury(self, tasks: list[Task], waiting: deque[Task]) -> Iterator[tuple[Task, str | None]]:
+        for task in tasks:
+            self._deaths[task] += 1
+            if self._deaths[task] < _MAX_DEATHS:
+                waiting.append(task)
+            else:
+                yield task, f"its process died {_MAX_DEATHS} times (killed, or out of memory)"
+
+    def _tell(self) -> None:
+        records = self._records.value
+        self._progress(records - self._told)
+        self._told = records
+
+
+_state: dict[str, Any] = {}
+
+
+def _start_worker(job: Job, records: Any) -> None:
+    """Set a worker process up: it ends with its parent, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    _state.update(job=job, records=records)
+
+
+def _end_with(sentinel: int) -> None:
+    wait_for_any([sentinel])
+    os._exit(1)
+
+
+def _make(task: Task) -> int:
+    # Loaded with the first shard and not on start, where a failure could not be told.
+    if "worker" not in _state:
+        _state["worker"] = Worker(_state["job"])
+    made = 0
+
+    def count(rows: int) -> None:
+        nonlocal made
+        made += rows
+        with _state["records"].get_lock():
+            _state["records"].value += rows
+
+    try:
+        return int(_state["worker"].make(task, count))
+    except BaseException:
+        count(-made)
+        raise

@@ -1,0 +1,87 @@
+"""Every error a user can meet; each writes its own sentence and names the next step.
+
+FgbgError                 exit code 2: the input is wrong, nothing was done
+├── BadSourcesError       image files or credits that can not be used, all of them at once
+├── RecipeError           a recipe field or recipe file that makes no sense
+├── RecipeMismatchError   OUT holds something made from another recipe
+├── OutputError           OUT can not be used or written (exit code 1)
+├── NotABuildError        the folder is not a finished build
+├── DepthModelError       the depth model can not be loaded or used
+└── BuildFailedError      some shards failed; the rest is kept (exit code 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class FgbgError(Exception):
+    """Base of all errors that are told to the user as one clear text, without a traceback."""
+
+    exit_code = 2
+
+
+class BadSourcesError(FgbgError):
+    """Source files that can not be used, listed together before any work starts."""
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        self.problems = list(problems)
+        files = "1 source can" if len(problems) == 1 else f"{len(problems)} sources can"
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in self.problems)
+        super().__init__(
+            f"{files} not be used:\n{lines}\n"
+            "Mend or remove these files, or go on without them with --skip-bad (skip_bad=True)."
+        )
+
+    def __reduce__(self) -> tuple[type[BadSourcesError], tuple[list[tuple[str, str]]]]:
+        return type(self), (self.problems,)
+
+
+class RecipeError(FgbgError):
+    """A recipe field or a recipe file that makes no sense."""
+
+
+class RecipeMismatchError(FgbgError):
+    """The output folder holds (part of) a set made from another recipe or other sources."""
+
+    def __init__(self, out: Path | str, differences: Sequence[str]) -> None:
+        self.out, self.differences = str(out), list(differences)
+        lines = "\n".join(f"  {difference}" for difference in self.differences)
+        super().__init__(
+            f"{out} holds a set made differently:\n{lines}\n"
+            "Choose another output folder, repeat the earlier recipe with --recipe, or delete "
+            "the folder to start again."
+        )
+
+    def __reduce__(self) -> tuple[type[RecipeMismatchError], tuple[str, list[str]]]:
+        return type(self), (self.out, self.differences)
+
+
+class OutputError(FgbgError):
+    """The output folder can not be used or written."""
+
+    exit_code = 1
+
+
+class NotABuildError(FgbgError):
+    """The folder given is not a finished build."""
+
+
+class DepthModelError(FgbgError):
+    """The depth model can not be found, loaded or used."""
+
+
+class BuildFailedError(FgbgError):
+    """Some shards could not be made; every finished shard is kept and a later run resumes."""
+
+    exit_code = 1
+
+    def __init__(self, failed: Mapping[str, str], done: int, resume: str) -> None:
+        self.failed, self.done, self.resume = dict(failed), done, resume
+        lines = "\n".join(f"  {shard}: {cause}" for shard, cause in self.failed.items())
+        count = "1 shard" if len(self.failed) == 1 else f"{len(self.failed)} shards"
+        super().__init__(f"{count} failed, {done} finished and kept:\n{lines}\nTo resume: {resume}")
+
+    def __reduce__(self) -> tuple[type[BuildFailedError], tuple[dict[str, str], int, str]]:
+        return type(self), (self.failed, self.done, self.resume)

@@ -1,0 +1,356 @@
+"""The recipe: every choice that decides what a record holds, and nothing else.
+
+`Recipe` is what a user chooses. `PinnedRecipe` is a recipe tied to the exact sources and depth
+weights of one set; saved as `recipe.json` beside the data it regenerates every record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from builder.errors import RecipeError
+
+# Raised whenever the same recipe would make other pixels than an earlier version did.
+RECIPE_FORMAT = 1
+
+DEMO_DEPTH_MODEL = "demo"
+NO_DEPTH_MODEL = "none"
+
+BackgroundFit = Literal["crop", "stretch"]
+ImageFormat = Literal["jpeg", "webp", "png"]
+DepthFormat = Literal["png16", "jpeg8"]
+
+_MAX_RECORDS = 2**62
+
+
+def _option(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The choices that decide the content of a set; equal recipes and sources give equal pixels.
+
+    Raises:
+        RecipeError: a field has the wrong type or lies outside its range.
+    """
+
+    placements: int = _option(20, "random places per foreground, background and flip")
+    flip: bool = _option(True, "also make every record with the foreground mirrored")
+    size: int = _option(224, "side of a record in px")
+    foreground_size: int = _option(100, "longer side of a pasted foreground in px")
+    background_fit: BackgroundFit = _option("crop", "how a background becomes square")
+    holdout: float = _option(0.1, "share of backgrounds and of foregrounds kept out of train")
+    seed: int = _option(0, "seed of every random choice")
+    depth_model: str = _option(
+        DEMO_DEPTH_MODEL, "Hub id or folder of a depth-estimation model, 'demo' or 'none'"
+    )
+    depth_revision: str | None = _option(None, "revision of a depth model from the Hub")
+    depth_input: int | None = _option(
+        None, "side in px of the composite shown to the depth model; 480, for 'demo' 256"
+    )
+    image_format: ImageFormat = _option("jpeg", "encoding of fg_bg")
+    image_quality: int = _option(90, "quality of fg_bg as JPEG or WebP")
+    depth_format: DepthFormat = _option("png16", "encoding of depth")
+    depth_precision: float = _option(
+        0.005, "relative step between stored depths; 0 keeps every millimetre"
+    )
+    shard_records: int = _option(1000, "most records in one file")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check_type(f.name, getattr(self, f.name), str(f.type))
+            if f.type == "float":  # 0 and 0.0 are one recipe, so they need one fingerprint
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))
+        _check_range("placements", self.placements, 1, 10**9)
+        _check_range("size", self.size, 16, 4096)
+        _check_range("foreground_size", self.foreground_size, 2, self.size, "size")
+        _check_range("holdout", self.holdout, 0, 0.9)
+        _check_range("seed", self.seed, 0, 2**64 - 1)
+        _check_range("image_quality", self.image_quality, 1, 100)
+        _check_range("depth_precision", self.depth_precision, 0, 0.1)
+        _check_range("shard_records", self.shard_records, 1, 1_000_000)
+        if not self.depth_model:
+            raise RecipeError("depth_model is empty; give a folder, a Hub id, 'demo' or 'none'.")
+        if self.depth_input is None:
+            default = 256 if self.depth_model == DEMO_DEPTH_MODEL else 480
+            object.__setattr__(self, "depth_input", default)
+        _check_range("depth_input", cast("int", self.depth_input), 32, 4096)
+        if cast("int", self.depth_input) % 32:
+            raise RecipeError(
+                f"depth_input is {self.depth_input}; it must be a multiple of 32, for example "
+                f"{max(32, round(cast('int', self.depth_input) / 32) * 32)}."
+            )
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether records carry a depth map."""
+        return self.depth_model != NO_DEPTH_MODEL
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """Make a recipe from a JSON object.
+
+        Raises:
+            RecipeError: an unknown field, or a value that is not allowed.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise RecipeError(
+                f"unknown recipe field {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return dataclasses.asdict(self)
+
+
+def meaning(name: str) -> str:
+    """Return what a field of the recipe means, for tables and help texts."""
+    text: str = next(f.metadata["meaning"] for f in fields(Recipe) if f.name == name)
+    return text
+
+
+def _check_type(name: str, value: object, annotation: str) -> None:
+    choices = {"BackgroundFit": BackgroundFit, "ImageFormat": ImageFormat}
+    choices["DepthFormat"] = DepthFormat
+    if annotation in choices:
+        allowed = get_args(choices[annotation])
+        if value not in allowed:
+            raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+        return
+    wanted: tuple[type, ...] = {
+        "bool": (bool,),
+        "int": (int,),
+        "int | None": (int, type(None)),
+        "float": (int, float),
+        "str": (str,),
+        "str | None": (str, type(None)),
+    }[annotation]
+    # bool is an int to Python, but `placements=True` is a mistake to everybody else.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise RecipeError(f"{name} is {value!r}; it must be of type {annotation}.")
+
+
+def _check_range(
+    name: str, value: float, low: float, high: float, high_name: str | None = None
+) -> None:
+    # Written so that NaN fails too.
+    if not low <= value <= high:
+        upper = f"{high_name} ({high})" if high_name else f"{high}"
+        raise RecipeError(f"{name} is {value}; it must lie between {low} and {upper}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceEntry:
+    """One prepared source image: who it is, what it was, what it became.
+
+    `width`, `height` are in px after preparation, `source_width`, `source_height` in the file
+    (after EXIF orientation, for foregrounds before trimming). `sha256` is of the file's bytes.
+    """
+
+    id: str
+    file: str
+    sha256: str
+    width: int
+    height: int
+    source_width: int
+    source_height: int
+    held_out: bool = False
+    author: str = ""
+    licence: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthInfo:
+    """What a depth model's output means and how it is stored, fixed for a whole set.
+
+    Stored value v (uint16) = round(prediction * scale), 0 = unknown. For a metric model the
+    prediction is in metres and scale is 1000, so v is in mm. `near`, `far` bound stored values.
+    """
+
+    model: str
+    revision: str | None
+    weights_sha256: str
+    model_type: str
+    kind: Literal["metric", "relative"]
+    quantity: Literal["depth", "inverse_depth"]
+    unit: str
+    scale: float
+    near: int
+    far: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinnedRecipe:
+    """A recipe tied to its sources (in record order) and to the depth weights."""
+
+    recipe: Recipe
+    foregrounds: tuple[SourceEntry, ...]
+    backgrounds: tuple[SourceEntry, ...]
+    depth: DepthInfo | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind in ("foregrounds", "backgrounds"):
+            if not getattr(self, kind):
+                raise RecipeError(f"there are no {kind}; at least one image is needed.")
+        if self.n_records > _MAX_RECORDS:
+            raise RecipeError(f"{self.n_records} records are more than the {_MAX_RECORDS} allowed.")
+
+    @property
+    def n_records(self) -> int:
+        """Number of records of all splits together."""
+        pairs = len(self.foregrounds) * len(self.backgrounds)
+        return pairs * (2 if self.recipe.flip else 1) * self.recipe.placements
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 (hex) over everything that decides the data: recipe, sources, depth weights."""
+        depth = dataclasses.asdict(self.depth) if self.depth else {}
+        for name in ("model", "revision"):  # the same weights are the same wherever they lie
+            depth.pop(name, None)
+        content = {
+            "format": RECIPE_FORMAT,
+            "recipe": self._pixel_fields(),
+            "foregrounds": [[s.id, s.sha256, s.held_out] for s in self.foregrounds],
+            "backgrounds": [[s.id, s.sha256, s.held_out] for s in self.backgrounds],
+            "depth": depth or None,
+        }
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _pixel_fields(self) -> dict[str, Any]:
+        values = self.recipe.to_dict()
+        del values["depth_model"], values["depth_revision"]  # their weights' hash stands for them
+        return values
+
+    def to_json(self) -> str:
+        """Return the text of `recipe.json`."""
+        content = {
+            "format": RECIPE_FORMAT,
+            "fingerprint": self.fingerprint,
+            "records": self.n_records,
+            "recipe": self.recipe.to_dict(),
+            "depth": dataclasses.asdict(self.depth) if self.depth else None,
+            "foregrounds": [dataclasses.asdict(s) for s in self.foregrounds],
+            "backgrounds": [dataclasses.asdict(s) for s in self.backgrounds],
+            "skipped": [list(pair) for pair in self.skipped],
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "recipe.json") -> PinnedRecipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            RecipeError: the text is not such a file, or its fingerprint does not fit its content.
+        """
+        content = _json_object(text, name)
+        try:
+            pinned = cls(
+                recipe=Recipe.from_dict(content["recipe"]),
+                foregrounds=tuple(SourceEntry(**s) for s in content["foregrounds"]),
+                backgrounds=tuple(SourceEntry(**s) for s in content["backgrounds"]),
+                depth=DepthInfo(**content["depth"]) if content["depth"] else None,
+                skipped=tuple((str(a), str(b)) for a, b in content["skipped"]),
+            )
+            if content["fingerprint"] != pinned.fingerprint:
+                raise RecipeError("its fingerprint does not fit its content; it was edited.")
+        except RecipeError as error:
+            raise RecipeError(f"{name}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecipeError(
+                f"{name} is not a recipe.json of fgbg build ({type(error).__name__}: {error})."
+            ) from None
+        return pinned
+
+    def differences(self, other: PinnedRecipe) -> list[str]:
+        """Name what differs in `other` (asked for) from this one (held), a line each."""
+        mine, theirs = self._pixel_fields(), other._pixel_fields()
+        lines = [
+            f"{name} is {mine[name]!r}, asked for is {theirs[name]!r}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
+        lines += self.input_differences(other)
+        if not lines and self.fingerprint != other.fingerprint:
+            lines.append("the sources held out of train, or the stored depth range, differ")
+        return lines
+
+    def input_differences(self, other: PinnedRecipe) -> list[str]:
+        """Name the sources and depth weights that differ in `other`, a line each."""
+        lines = []
+        for kind in ("foregrounds", "backgrounds"):
+            old = {s.id: s.sha256 for s in getattr(self, kind)}
+            new = {s.id: s.sha256 for s in getattr(other, kind)}
+            lines += [f"{kind}: {name} is gone" for name in old if name not in new]
+            lines += [f"{kind}: {name} is new" for name in new if name not in old]
+            lines += [
+                f"{kind}: the file of {name} has changed"
+                for name in old
+                if name in new and old[name] != new[name]
+            ]
+        held, asked = self.depth, other.depth
+        if (held and held.weights_sha256) != (asked and asked.weights_sha256):
+            names = [depth.model if depth else NO_DEPTH_MODEL for depth in (held, asked)]
+            lines.append(f"depth is by {names[0]!r}, asked for are other weights, {names[1]!r}")
+        return lines
+
+
+def load_recipe(path: Path) -> tuple[Recipe, PinnedRecipe | None]:
+    """Read a recipe to repeat: a `recipe.json` of a build, or a bare JSON object of fields.
+
+    Returns:
+        The recipe, and the pinned recipe when the file names its sources.
+
+    Raises:
+        RecipeError: the file is missing, is not JSON or is not a recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} can not be read: {error}") from None
+    content = _json_object(text, str(path))
+    if "recipe" in content:
+        pinned = PinnedRecipe.from_json(text, str(path))
+        return pinned.recipe, pinned
+    try:
+        return Recipe.from_dict(content), None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _json_object(text: str, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{name} is not a recipe: it holds no JSON object.")
+    return content
+
+
+def depth_grid(precision: float, near: int, far: int) -> list[int]:
+    """Return the depths from `near` to `far` (stored units, ascending) that records may hold.
+
+    Each is about `precision` above the one before; 0 gives every value. Computed in decimal
+    arithmetic, so that it is the same on every machine.
+    """
+    if precision == 0:
+        return list(range(near, far + 1))
+    grid, value = [near], Decimal(near)
+    factor = 1 + Decimal(repr(precision))
+    while (value := value * factor) < far:
+        if round(value) > grid[-1]:
+            grid.append(round(value))
+    return [*grid, far] if grid[-1] < far else grid

@@ -1,0 +1,107 @@
+"""Make records: the one place where composition meets depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from builder.composition import Cutout, Pixels, cut_out, paste, pixel_hash
+from builder.plan import Ids, Plan
+from builder.sources import SourceBank
+
+if TYPE_CHECKING:
+    from builder.depth import DepthEstimator
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record before encoding: composite (H, W, 3) uint8, mask (H, W) uint8 in {0, 255}, depth.
+
+    `depth` is (H, W) uint16 in the stored unit (mm for a metric model, 0 = unknown), or None.
+    """
+
+    record_id: int
+    fg_bg: Pixels
+    mask: Pixels
+    depth: npt.NDArray[np.uint16] | None
+    background_id: str
+    foreground_id: str
+    flipped: bool
+    bbox: tuple[int, int, int, int]
+    coverage: float
+    pixel_hash: str
+
+
+class Renderer:
+    """Makes records of a plan from prepared sources.
+
+    Args:
+        plan: says what each record combines and where it is placed.
+        bank: the prepared sources.
+        estimator: gives the depth; None leaves it out.
+    """
+
+    def __init__(self, plan: Plan, bank: SourceBank, estimator: DepthEstimator | None) -> None:
+        self._plan, self._bank, self._estimator = plan, bank, estimator
+        self._cutout = lru_cache(2048)(self._cut_out)
+
+    def _cut_out(self, foreground: int, flipped: bool) -> Cutout:
+        return cut_out(self._bank.foreground(foreground), flipped)
+
+    def compose(self, record_id: int) -> Record:
+        """Make one record without depth.
+
+        Raises:
+            IndexError: there is no such record.
+        """
+        plan = self._plan
+        what = plan.combination(record_id)
+        left, top = plan.placement(record_id, what.foreground)
+        composite = paste(
+            self._bank.background(what.background),
+            self._cutout(what.foreground, what.flipped),
+            left,
+            top,
+        )
+        return Record(
+            record_id=record_id,
+            fg_bg=composite.fg_bg,
+            mask=composite.mask,
+            depth=None,
+            background_id=plan.pinned.backgrounds[what.background].id,
+            foreground_id=plan.pinned.foregrounds[what.foreground].id,
+            flipped=what.flipped,
+            bbox=composite.bbox,
+            coverage=composite.coverage,
+            pixel_hash=pixel_hash(composite.fg_bg, composite.mask),
+        )
+
+    def records(self, split: str, start: int, stop: int) -> Iterator[Record]:
+        """Make the records at positions [start, stop) of a split, in order.
+
+        The next batch is composed in a thread while the model works on this one.
+        """
+        ids = self._plan.splits[split].record_ids(start, stop)
+        if self._estimator is None:
+            yield from map(self.compose, ids.tolist())
+            return
+        size = self._estimator.batch_size
+        batches = [ids[i : i + size] for i in range(0, len(ids), size)]
+        with ThreadPoolExecutor(1, thread_name_prefix="compose") as pool:
+            following = pool.submit(self._compose_batch, batches[0])
+            for number in range(len(batches)):
+                batch = following.result()
+                if number + 1 < len(batches):
+                    following = pool.submit(self._compose_batch, batches[number + 1])
+                depths = self._estimator(np.stack([record.fg_bg for record in batch]))
+                for record, depth in zip(batch, depths, strict=True):
+                    yield replace(record, depth=depth)
+
+    def _compose_batch(self, ids: Ids) -> list[Record]:
+        return [self.compose(record_id) for record_id in ids.tolist()]

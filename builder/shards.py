@@ -1,0 +1,264 @@
+"""Write shards so that a kill at any moment leaves nothing half-done, and list what is left.
+
+A shard is written under a temporary name, synced and renamed; then its commit record (rows,
+bytes, sha256, fingerprint, statistics) is written the same way. The commit record means "done".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from builder.encoding import DepthCodec, decode_image, encode_image, encode_mask
+from builder.recipe import PinnedRecipe, SourceEntry
+from builder.render import Record
+from builder.schema import IMAGE_COLUMNS, SOURCE_COLUMNS, features, record_columns
+from builder.sources import Source, sha256_file
+from builder.stats import Statistics
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FileFormat = Literal["parquet", "arrow"]
+
+ROW_GROUP_RECORDS = 100
+_AHEAD = 32  # records encoded at once in the background; bounds memory
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What the commit record of a finished shard says."""
+
+    shard: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    fingerprint: str
+    statistics: dict[str, Any]
+
+
+class Encoder:
+    """Turns records of a set into rows of bytes, and counts what a consumer will decode."""
+
+    def __init__(self, pinned: PinnedRecipe) -> None:
+        self._recipe = pinned.recipe
+        self._codec = DepthCodec(pinned.recipe, pinned.depth) if pinned.depth else None
+
+    def row(self, record: Record) -> dict[str, Any]:
+        """Encode one record; images become `{"bytes": ..., "path": None}`."""
+        images = {
+            "fg_bg": encode_image(record.fg_bg, self._recipe),
+            "mask": encode_mask(record.mask),
+        }
+        if self._codec and record.depth is not None:
+            images["depth"] = self._codec.encode(record.depth)
+        return {
+            "record_id": record.record_id,
+            **{column: {"bytes": data, "path": None} for column, data in images.items()},
+            "background_id": record.background_id,
+            "foreground_id": record.foreground_id,
+            "flipped": record.flipped,
+            "bbox": list(record.bbox),
+            "coverage": float(np.float32(record.coverage)),
+            "pixel_hash": record.pixel_hash,
+        }
+
+    def count(self, record: Record, row: dict[str, Any], statistics: Statistics) -> None:
+        """Add one record's pixels, as decoded from its row, to statistics."""
+        statistics.add(
+            decode_image(row["fg_bg"]["bytes"], self._recipe),
+            record.mask,
+            self._codec.decode(row["depth"]["bytes"]) if self._codec else None,
+            record.bbox,
+            {column: len(row[column]["bytes"]) for column in IMAGE_COLUMNS if column in row},
+        )
+
+
+def _in_background(
+    make: Callable[[Record], dict[str, Any]], records: Iterable[Record]
+) -> Iterator[dict[str, Any]]:
+    """Map in order, in a thread of its own while the next records are made."""
+    with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        for record in records:
+            waiting.append(pool.submit(make, record))
+            if len(waiting) >= _AHEAD:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
+
+
+def write_shard(
+    folder: Path,
+    name: str,
+    file_format: FileFormat,
+    pinned: PinnedRecipe,
+    records: Iterable[Record],
+    progress: Callable[[int], object] | None = None,
+) -> Commit:
+    """Write one shard and its commit record.
+
+    Args:
+        folder: where finished shards lie.
+        name: of the shard, without extension.
+        records: in order; consumed once.
+        progress: called with the number of rows after each row group.
+
+    Raises:
+        OSError: the folder can not be written.
+    """
+    path = folder / f"{name}.{file_format}"
+    encoder, statistics = Encoder(pinned), Statistics(pinned.recipe.size)
+
+    def encode(record: Record) -> dict[str, Any]:
+        row = encoder.row(record)
+        encoder.count(record, row, statistics)
+        return row
+
+    # Without a network to wait for, a second thread would only add its switching.
+    rows = _in_background(encode, records) if pinned.depth else map(encode, records)
+    schema = features(record_columns(pinned.recipe)).arrow_schema
+    schema = schema.with_metadata({**schema.metadata, **_metadata(pinned)})
+    with _atomic(path) as temporary:
+        write_table(temporary, file_format, schema, rows, progress)
+    commit = Commit(
+        shard=name,
+        rows=statistics.rows,
+        size_bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+        fingerprint=pinned.fingerprint,
+        statistics=statistics.to_json(),
+    )
+    write_text(folder / f"{name}.json", json.dumps(asdict(commit)))
+    return commit
+
+
+def write_table(
+    path: Path,
+    file_format: FileFormat,
+    schema: pa.Schema,
+    rows: Iterable[dict[str, Any]],
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write rows as Parquet or Arrow, the way `datasets` writes them, and sync the file."""
+    import pyarrow as pa
+
+    with path.open("wb") as file:
+        with _writer(file, file_format, schema) as writer:
+            rows = iter(rows)
+            while group := list(islice(rows, ROW_GROUP_RECORDS)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+                if progress:
+                    progress(len(group))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _writer(file: Any, file_format: FileFormat, schema: pa.Schema) -> Any:
+    if file_format == "arrow":
+        import pyarrow as pa
+
+        return pa.ipc.new_stream(file, schema)
+    import pyarrow.parquet as pq
+    from datasets import Features, config
+    from datasets.arrow_writer import get_parquet_column_options
+
+    columns = Features.from_arrow_schema(schema)
+    return pq.ParquetWriter(
+        file,
+        schema,
+        # Stable chunk borders let the Hub store a changed set as its difference.
+        use_content_defined_chunking=config.DEFAULT_CDC_OPTIONS,
+        write_page_index=True,
+        **get_parquet_column_options(columns, schema),
+    )
+
+
+def _metadata(pinned: PinnedRecipe) -> dict[bytes, bytes]:
+    content: dict[str, Any] = {"fingerprint": pinned.fingerprint, "recipe": pinned.recipe.to_dict()}
+    if pinned.depth:
+        content["depth"] = asdict(pinned.depth)
+    return {b"fgbg": json.dumps(content).encode()}
+
+
+def write_sources(path: Path, sources: Iterable[Source]) -> None:
+    """Write prepared sources as one Parquet file, one row each, in order."""
+    rows = (
+        {"image": {"bytes": source.png, "path": None}, **asdict(source.entry)} for source in sources
+    )
+    with _atomic(path) as temporary:
+        write_table(temporary, "parquet", features(SOURCE_COLUMNS).arrow_schema, rows)
+
+
+def read_sources(path: Path) -> list[Source]:
+    """Read what `write_sources` wrote."""
+    import pyarrow.parquet as pq
+
+    sources = []
+    for row in pq.read_table(path).to_pylist():
+        png = row.pop("image")["bytes"]
+        sources.append(Source(SourceEntry(**row), png))
+    return sources
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is either there whole or not at all."""
+    with _atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path that becomes `path` when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "nt":  # Windows cannot open a directory
+        return
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # or the rename itself could be lost with the power
+    finally:
+        os.close(directory)
+
+
+def read_commit(folder: Path, name: str) -> Commit | None:
+    """Return a shard's commit record; None when the shard is not done."""
+    try:
+        return Commit(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_done(folder: Path, name: str, file_format: FileFormat, fingerprint: str) -> bool:
+    """Whether a shard is finished: committed for this fingerprint and unharmed on disk."""
+    commit = read_commit(folder, name)
+    path = folder / f"{name}.{file_format}"
+    return (
+        commit is not None
+        and commit.fingerprint == fingerprint
+        and path.is_file()
+        and path.stat().st_size == commit.size_bytes
+        and sha256_file(path) == commit.sha256
+    )
+
+
+def clear_temporary(folder: Path) -> None:
+    """Delete what killed writers left behind."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

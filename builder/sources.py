@@ -1,0 +1,390 @@
+"""Find, check, credit, hash, decode and resize the source images.
+
+A prepared foreground is (h, w, 4) uint8 with straight alpha and zeroed colour where alpha is 0;
+a prepared background is (size, size, 3) uint8. Both are kept as lossless PNG, so that a
+published set can be composed again without the original files.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import Resampling
+
+from builder.errors import BadSourcesError, FgbgError
+from builder.recipe import Recipe, SourceEntry
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+CREDITS_FILE = "credits.csv"
+CREDIT_COLUMNS = ("file", "author", "licence", "url")
+
+Kind = Literal["foreground", "background"]
+Pixels = npt.NDArray[np.uint8]
+
+_MAX_PIXELS = 178_956_970  # Pillow's own limit: 0.7 GB as RGBA
+_MAX_CREDITS_BYTES = 16 * 2**20
+_HASH_BLOCK = 2**20
+
+_NEEDS_ALPHA = (
+    "a foreground needs transparency around the object; cut the object out and save it as PNG or "
+    "WebP with an alpha channel (for example with GIMP: Layer > Transparency > Add Alpha Channel, "
+    "or with a background remover such as rembg)"
+)
+
+
+class _BadImage(Exception):
+    """Why one file can not be used; told together with all others as BadSourcesError."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source folder: its path inside the folder and its content's sha256 (hex)."""
+
+    path: Path
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prepared source: its entry in the recipe and its pixels as lossless PNG bytes."""
+
+    entry: SourceEntry
+    png: bytes
+
+    def pixels(self) -> Pixels:
+        """Return the prepared image, (h, w, 3 or 4) uint8."""
+        with Image.open(io.BytesIO(self.png), formats=("PNG",)) as image:
+            return np.asarray(image)
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """The prepared sources of one folder, in id order, what was skipped, and what is doubled."""
+
+    sources: tuple[Source, ...]
+    skipped: tuple[tuple[str, str], ...]
+    duplicates: tuple[tuple[str, ...], ...]
+
+
+def demo_folders() -> tuple[Path, Path]:
+    """Return the bundled foreground and background folders."""
+    demo = Path(__file__).parent / "demo"
+    return demo / "foregrounds", demo / "backgrounds"
+
+
+def scan(folder: Path) -> list[SourceFile]:
+    """List and hash the files of a source folder and its subfolders, in path order.
+
+    Hidden files and `credits.csv` are left out. Files are told apart by content only.
+
+    Raises:
+        FgbgError: the folder is missing or holds no file.
+    """
+    if not folder.is_dir():
+        raise FgbgError(f"{folder} is not a folder; give the folder that holds the images.")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name != CREDITS_FILE
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not paths:
+        raise FgbgError(f"{folder} holds no image; put the images into it.")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(_sha256_or_empty, paths)
+        return [
+            SourceFile(path, path.relative_to(folder).as_posix(), sha256)
+            for path, sha256 in zip(paths, hashes, strict=True)
+        ]
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sha256_or_empty(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError:
+        return ""  # unreadable: said with the others when it is decoded
+
+
+def prepare(
+    folder: Path,
+    kind: Kind,
+    recipe: Recipe,
+    *,
+    skip_bad: bool = False,
+    known: dict[str, Source] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> PreparedFolder:
+    """Decode, check and resize every image of a folder.
+
+    Args:
+        folder: searched with its subfolders; an optional `credits.csv` in it is read.
+        kind: foregrounds are trimmed to their alpha's box and scaled to
+            `recipe.foreground_size`; backgrounds become `recipe.size` square.
+        recipe: says the sizes and the fit.
+        skip_bad: leave files out that can not be used instead of refusing them.
+        known: sources prepared before with the same recipe, by file; used again when the file
+            still has the same content.
+        progress: called with 1 after each file.
+
+    Raises:
+        BadSourcesError: files or credits that can not be used, all of them at once.
+        FgbgError: the folder is missing or empty, or nothing usable is left.
+    """
+    files = scan(folder)
+    problems = _clashes(folder, files)
+    credits, credit_problems = _read_credits(folder, {f.file for f in files})
+    problems += credit_problems
+
+    def one(file: SourceFile) -> Source | _BadImage:
+        try:
+            return _prepare_file(folder, file, kind, recipe, known or {})
+        except _BadImage as error:
+            return error
+        finally:
+            if progress:
+                progress(1)
+
+    # Two threads hold at most two decoded pictures, so memory does not grow with the cores.
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        results = list(pool.map(one, files))
+    clashing = {name for name, _ in problems}
+    sources = []
+    for file, result in zip(files, results, strict=True):
+        if isinstance(result, _BadImage):
+            problems.append((_label(folder, file), str(result)))
+        elif _label(folder, file) not in clashing:
+            author, licence, url = credits.get(file.file, ("", "", ""))
+            entry = replace(result.entry, author=author, licence=licence, url=url)
+            sources.append(replace(result, entry=entry))
+    if problems and not skip_bad:
+        raise BadSourcesError(problems)
+    if not sources:
+        raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
+    sources.sort(key=lambda source: source.entry.id)
+    return PreparedFolder(tuple(sources), tuple(problems), _duplicates(sources))
+
+
+def printable(name: str) -> str:
+    """Return a file name with control and undecodable characters escaped, for one line of text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def _label(folder: Path, file: SourceFile) -> str:
+    return f"{folder.name}/{printable(file.file)}"
+
+
+def _clashes(folder: Path, files: Sequence[SourceFile]) -> list[tuple[str, str]]:
+    """Every file whose id another file has too; case alone does not tell two files apart."""
+    by_id = defaultdict(list)
+    for file in files:
+        by_id[Path(file.file).stem.casefold()].append(file)
+    problems = []
+    for same in by_id.values():
+        for file in same if len(same) > 1 else ():
+            others = ", ".join(printable(other.file) for other in same if other is not file)
+            reason = f"has the same name (without extension) as {others}; rename one of them"
+            problems.append((_label(folder, file), reason))
+    return problems
+
+
+def _duplicates(sources: Sequence[Source]) -> tuple[tuple[str, ...], ...]:
+    groups = defaultdict(list)
+    for source in sources:
+        groups[source.entry.sha256].append(source.entry.id)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _read_credits(
+    folder: Path, files: set[str]
+) -> tuple[dict[str, tuple[str, str, str]], list[tuple[str, str]]]:
+    """Read `credits.csv`: file -> (author, licence, url); and what is wrong with it."""
+    path, name = folder / CREDITS_FILE, f"{folder.name}/{CREDITS_FILE}"
+    if not path.exists():
+        return {}, []
+    try:
+        if path.stat().st_size > _MAX_CREDITS_BYTES:
+            return {}, [(name, "is larger than 16 MiB")]
+        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return {}, [(name, f"can not be read as CSV in UTF-8 ({error})")]
+    header = (
+        [cell.strip().lower().replace("license", "licence") for cell in rows[0]] if rows else []
+    )
+    missing = [column for column in CREDIT_COLUMNS if column not in header]
+    if missing:
+        reason = f"has no column {', '.join(missing)}; its first line must name all of "
+        return {}, [(name, reason + ", ".join(CREDIT_COLUMNS))]
+    credits: dict[str, tuple[str, str, str]] = {}
+    problems = []
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
+        file = cells.get("file", "")
+        if len(row) != len(header):
+            problems.append((name, f"line {line} has {len(row)} cells, not {len(header)}"))
+        elif file not in files:
+            problems.append((name, f"line {line} names {printable(file)!r}, which is not there"))
+        elif file in credits:
+            problems.append((name, f"line {line} names {printable(file)!r} a second time"))
+        else:
+            credits[file] = cells["author"], cells["licence"], cells["url"]
+    return credits, problems
+
+
+def _prepare_file(
+    folder: Path, file: SourceFile, kind: Kind, recipe: Recipe, known: dict[str, Source]
+) -> Source:
+    if not file.path.resolve().is_relative_to(folder.resolve()):
+        raise _BadImage("is a link that leads out of the folder; copy the file instead")
+    if (old := known.get(file.file)) and old.entry.sha256 == file.sha256:
+        return old
+    image = _decode(file.path)
+    source_width, source_height = image.size
+    if kind == "foreground":
+        prepared = _foreground(image, recipe.foreground_size)
+    else:
+        prepared = _background(image, recipe)
+    buffer = io.BytesIO()
+    prepared.save(buffer, "PNG", compress_level=6)
+    entry = SourceEntry(
+        id=printable(Path(file.file).stem),
+        file=file.file,
+        sha256=file.sha256,
+        width=prepared.width,
+        height=prepared.height,
+        source_width=source_width,
+        source_height=source_height,
+    )
+    return Source(entry, buffer.getvalue())
+
+
+def _decode(path: Path) -> Image.Image:
+    """Return the image as RGB or RGBA, upright.
+
+    Raises:
+        _BadImage: it can not be used; the text says why.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise _BadImage("is empty (0 bytes)")
+        with warnings.catch_warnings():
+            # Metadata that Pillow only complains about does not hurt pixels; and its bomb
+            # warning starts at half of the limit that is enforced.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                # MPO is how phones store a JPEG with a preview behind it; its first frame is it.
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1 and image.format != "MPO":
+                    raise _BadImage(f"has {frames} frames; save one of them as an image")
+                if min(image.size) < 2:
+                    raise _BadImage(f"is {image.width}x{image.height} px; too small to use")
+                if image.width * image.height > _MAX_PIXELS:
+                    raise _BadImage(f"is {image.width}x{image.height} px; too large to be safe")
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except _BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise _BadImage(f"is larger than {_MAX_PIXELS} px; too large to be safe") from None
+    except UnidentifiedImageError:
+        raise _BadImage("is not a JPEG, PNG, WebP, TIFF or BMP image") from None
+    except MemoryError:
+        raise _BadImage("needs more memory to decode than there is") from None
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+        raise _BadImage(f"is damaged or cut short ({type(error).__name__}: {error})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise _BadImage("has 32-bit values; save it with 8 or 16 bits per channel")
+        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(transparent := image.info.get("transparency"), int):
+            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+            return grey.convert("RGBA")
+        return grey.convert("RGB")
+    if image.mode == "F":
+        raise _BadImage("has floating-point values; save it with 8 or 16 bits per channel")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _foreground(image: Image.Image, longer_side: int) -> Image.Image:
+    if image.mode != "RGBA":
+        raise _BadImage(f"has no alpha channel; {_NEEDS_ALPHA}")
+    alpha = image.getchannel("A")
+    lowest, highest = alpha.getextrema()
+    if lowest == 255:
+        raise _BadImage(f"is wholly opaque; {_NEEDS_ALPHA}")
+    if highest == 0:
+        raise _BadImage(f"is wholly transparent; {_NEEDS_ALPHA}")
+    image = image.crop(alpha.getbbox())
+    scale = longer_side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    # Neither filter overshoots: Lanczos and bicubic leave a halo of faint alpha around the
+    # object. Pillow weighs colours of RGBA by alpha while it resizes, so nothing bleeds in.
+    image = image.resize(size, Resampling.HAMMING if scale < 1 else Resampling.BILINEAR)
+    pixels = np.array(image)
+    if not (pixels[..., 3] >= 128).any():
+        raise _BadImage(f"has no pixel that is at least half opaque at {size[0]}x{size[1]} px")
+    pixels[pixels[..., 3] == 0] = 0
+    return Image.fromarray(pixels)
+
+
+def _background(image: Image.Image, recipe: Recipe) -> Image.Image:
+    if image.mode == "RGBA":  # what lies behind a transparent background is taken as white
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    size = (recipe.size, recipe.size)
+    if recipe.background_fit == "stretch":
+        return image.resize(size, Resampling.LANCZOS)
+    return ImageOps.fit(image, size, Resampling.LANCZOS)
+
+
+class SourceBank:
+    """Prepared sources by index, decoded when first used; the last used stay decoded.
+
+    Args:
+        foregrounds, backgrounds: in the order of the pinned recipe.
+    """
+
+    def __init__(self, foregrounds: Sequence[Source], backgrounds: Sequence[Source]) -> None:
+        self.foreground = lru_cache(4096)(lambda index: foregrounds[index].pixels())
+        # 4096 backgrounds of 224 px are 600 MB.
+        self.background = lru_cache(4096)(lambda index: backgrounds[index].pixels())
+
+
+def uncredited(entries: Sequence[SourceEntry]) -> list[str]:
+    """Return the ids of sources without author or licence."""
+    return [e.id for e in entries if not (e.author and e.licence)]
+
+
+def licence_counts(entries: Sequence[SourceEntry]) -> dict[str, int]:
+    """Return how many sources have each licence, the most frequent first."""
+    return dict(Counter(e.licence for e in entries if e.licence).most_common())

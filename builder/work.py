@@ -1,0 +1,330 @@
+"""The set being built: its prepared sources, its hidden work folder, its finished folder.
+
+OUT/README.md, recipe.json           the card and the pinned recipe
+OUT/data/<split>-NNNNN-of-NNNNN.parquet
+OUT/foregrounds/, OUT/backgrounds/   the prepared sources, configs of their own
+OUT/assets/statistics.json           exact statistics and the sha256 of every shard
+.OUT.fgbg/                           beside OUT while it is being built, gone afterwards
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.depth import DepthModel, locate_model
+from builder.errors import BadSourcesError, NotABuildError, OutputError, RecipeMismatchError
+from builder.plan import Plan, SplitPlan, hold_out
+from builder.recipe import PinnedRecipe, Recipe, SourceEntry
+from builder.shards import (
+    Commit,
+    FileFormat,
+    clear_temporary,
+    read_commit,
+    read_sources,
+    write_sources,
+    write_text,
+)
+from builder.sources import Kind, PreparedFolder, Source, prepare
+from builder.stats import Statistics
+
+RECIPE_FILE = "recipe.json"
+CARD_FILE = "README.md"
+STATISTICS_FILE = "assets/statistics.json"
+SOURCES_FILE = "train-00000-of-00001.parquet"
+ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
+
+_PREPARATION_FIELDS = ("size", "foreground_size", "background_fit")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A set to be built: pinned recipe, prepared sources, depth model."""
+
+    pinned: PinnedRecipe
+    model: DepthModel | None
+    foregrounds: tuple[Source, ...]
+    backgrounds: tuple[Source, ...]
+    duplicates: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def prepare(
+        cls,
+        foreground_dir: Path,
+        background_dir: Path,
+        recipe: Recipe,
+        *,
+        skip_bad: bool = False,
+        work: WorkFolder | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Project:
+        """Check and prepare the sources, find the depth model, pin the recipe.
+
+        Args:
+            work: of an interrupted build; what it prepared is used again.
+            progress: called with 1 after each source file.
+
+        Raises:
+            BadSourcesError: files of either folder that can not be used, all at once.
+            DepthModelError: the depth model can not be found.
+        """
+        recipe, model = locate_model(recipe)
+        folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
+        prepared = _prepare_both(folders, recipe, skip_bad, work, progress)
+        held_out = {
+            kind: hold_out([s.entry for s in folder.sources], recipe.holdout, recipe.seed)
+            for kind, folder in prepared.items()
+        }
+        pinned = PinnedRecipe(
+            recipe=recipe,
+            foregrounds=held_out["foreground"],
+            backgrounds=held_out["background"],
+            depth=model.info if model else None,
+            skipped=tuple(pair for folder in prepared.values() for pair in folder.skipped),
+        )
+        return cls(
+            pinned,
+            model,
+            _with_entries(prepared["foreground"].sources, pinned.foregrounds),
+            _with_entries(prepared["background"].sources, pinned.backgrounds),
+            tuple(group for folder in prepared.values() for group in folder.duplicates),
+        )
+
+
+def _prepare_both(
+    folders: Mapping[Kind, Path],
+    recipe: Recipe,
+    skip_bad: bool,
+    work: WorkFolder | None,
+    progress: Callable[[int], object] | None,
+) -> dict[Kind, PreparedFolder]:
+    """Prepare both folders, so that the bad files of both are told together."""
+    prepared: dict[Kind, PreparedFolder] = {}
+    problems: list[tuple[str, str]] = []
+    for kind, folder in folders.items():
+        known = work.known_sources(kind, recipe) if work else {}
+        try:
+            prepared[kind] = prepare(
+                folder, kind, recipe, skip_bad=skip_bad, known=known, progress=progress
+            )
+        except BadSourcesError as error:
+            problems += error.problems
+    if problems:
+        raise BadSourcesError(problems)
+    return prepared
+
+
+def _with_entries(
+    sources: tuple[Source, ...], entries: tuple[SourceEntry, ...]
+) -> tuple[Source, ...]:
+    return tuple(Source(e, s.png) for s, e in zip(sources, entries, strict=True))
+
+
+class WorkFolder:
+    """The hidden folder beside OUT where a set is made; it goes away when OUT is complete."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out.parent / f".{out.name}.fgbg"
+        self.recipe = self.path / RECIPE_FILE
+        self.shards = self.path / "shards"
+        self.built = self.path / "built"
+
+    def sources(self, kind: Kind) -> Path:
+        """Return the file that holds the prepared sources of a kind."""
+        return self.path / f"{kind}s" / SOURCES_FILE
+
+    def held(self) -> PinnedRecipe | None:
+        """Return the recipe of the build that was begun here, if any."""
+        return read_recipe(self.path) if self.recipe.is_file() else None
+
+    def known_sources(self, kind: Kind, recipe: Recipe) -> dict[str, Source]:
+        """Return the sources, by file, that an interrupted build prepared in the same way."""
+        held = self.held()
+        if held is None or any(
+            getattr(held.recipe, name) != getattr(recipe, name) for name in _PREPARATION_FIELDS
+        ):
+            return {}
+        return {source.entry.file: source for source in read_sources(self.sources(kind))}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one build.
+
+        Raises:
+            OutputError: another build holds it, or it can not be made.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / "lock", blocking=False)
+            lock.acquire()
+        except Timeout:
+            raise OutputError(f"another build is writing {self.out}; wait until it ends.") from None
+        except OSError as error:
+            raise OutputError(f"{self.out.parent} can not be written: {error}.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, project: Project) -> None:
+        """Start a build, or go on with one.
+
+        Raises:
+            RecipeMismatchError: a build of another recipe was begun here.
+        """
+        held = self.held()
+        if held and held.fingerprint != project.pinned.fingerprint:
+            raise RecipeMismatchError(self.out, held.differences(project.pinned))
+        shutil.rmtree(f"{self.built}.incomplete", ignore_errors=True)
+        self.shards.mkdir(exist_ok=True)
+        clear_temporary(self.shards)
+        _write_sources(self.path, project)
+        # Last: known_sources trusts that the sources are there when the recipe is.
+        write_text(self.recipe, project.pinned.to_json())
+
+    def publish(self) -> None:
+        """Move the complete set to OUT and drop the folder."""
+        if self.out.is_dir():
+            self.out.rmdir()  # `already_built` accepts only an empty one
+        self.built.replace(self.out)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _write_sources(folder: Path, project: Project) -> None:
+    for kind, sources in (
+        ("foregrounds", project.foregrounds),
+        ("backgrounds", project.backgrounds),
+    ):
+        (folder / kind).mkdir(exist_ok=True)
+        write_sources(folder / kind / SOURCES_FILE, sources)
+
+
+def already_built(out: Path, pinned: PinnedRecipe, file_format: FileFormat) -> bool:
+    """Whether OUT already holds this set; False when it is free.
+
+    Raises:
+        RecipeMismatchError: it holds another set.
+        OutputError: it holds something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / RECIPE_FILE).is_file():
+        raise OutputError(f"{out} is not empty and not a build of fgbg; choose another folder.")
+    held = read_recipe(out)
+    if held.fingerprint != pinned.fingerprint:
+        raise RecipeMismatchError(out, held.differences(pinned))
+    if built_format(out) != file_format:
+        raise OutputError(
+            f"{out} holds this set as {built_format(out)}, asked for is {file_format}; choose "
+            "another folder."
+        )
+    return True
+
+
+def built_format(out: Path) -> FileFormat:
+    """Return the file format of a finished build."""
+    return "parquet" if (out / "data").is_dir() else "arrow"
+
+
+def read_recipe(folder: Path) -> PinnedRecipe:
+    """Read the recipe of a finished or begun build.
+
+    Raises:
+        NotABuildError: the folder has none.
+        RecipeError: it is damaged.
+    """
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise NotABuildError(f"{folder} is not a finished build of fgbg: it has no {RECIPE_FILE}.")
+    return PinnedRecipe.from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def shard_file(split: SplitPlan, shard: int, file_format: FileFormat) -> str:
+    """Return the path of a shard inside OUT, as `datasets` expects it for the format."""
+    name = split.shard_name(shard)
+    if file_format == "parquet":
+        return f"data/{name}.parquet"
+    # What `datasets` calls the files of a split that has one or several of them.
+    return f"{ARROW_PREFIX}-{name if split.n_shards > 1 else split.name}.arrow"
+
+
+def data_glob(split: str, file_format: FileFormat) -> str:
+    """Return the pattern of a split's files inside OUT."""
+    return f"data/{split}-*" if file_format == "parquet" else f"{ARROW_PREFIX}-{split}*.arrow"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a finished file a second name, or copy it where the file system has no hard links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def write_metadata(
+    folder: Path, project: Project, commits: Mapping[str, Commit], file_format: FileFormat
+) -> None:
+    """Write everything of a complete set but its shards, card and preview."""
+    write_text(folder / RECIPE_FILE, project.pinned.to_json())
+    _write_sources(folder, project)
+    splits = {}
+    for split in Plan(project.pinned).splits.values():
+        total, shards = Statistics(project.pinned.recipe.size), []
+        for shard in range(split.n_shards):
+            commit = commits[split.shard_name(shard)]
+            total.merge(Statistics.from_json(commit.statistics))
+            shards.append(
+                {
+                    "file": shard_file(split, shard, file_format),
+                    "rows": commit.rows,
+                    "size_bytes": commit.size_bytes,
+                    "sha256": commit.sha256,
+                }
+            )
+        splits[split.name] = {"shards": shards, "statistics": total.to_json()}
+    (folder / STATISTICS_FILE).parent.mkdir(exist_ok=True)
+    content = {"fingerprint": project.pinned.fingerprint, "splits": splits}
+    write_text(folder / STATISTICS_FILE, json.dumps(content) + "\n")
+
+
+def build_status(out: Path) -> dict[str, Any]:
+    """Say how far the build of OUT is, by split.
+
+    Raises:
+        NotABuildError: neither a finished nor a begun build is there.
+    """
+    work = WorkFolder(out.absolute())
+    finished = (out / RECIPE_FILE).is_file()
+    pinned = read_recipe(out) if finished else work.held()
+    if pinned is None:
+        raise NotABuildError(f"{out} is not a build of fgbg, nor is one being made there.")
+    splits = {}
+    for split in Plan(pinned).splits.values():
+        rows = [split.shard_range(shard) for shard in range(split.n_shards)]
+        done = [
+            stop - start
+            for shard, (start, stop) in enumerate(rows)
+            if finished or read_commit(work.shards, split.shard_name(shard))
+        ]
+        splits[split.name] = {
+            "records": split.n_records,
+            "records_done": sum(done),
+            "shards": split.n_shards,
+            "shards_done": len(done),
+        }
+    return {
+        "out": str(out),
+        "finished": finished,
+        "fingerprint": pinned.fingerprint,
+        "records": sum(split["records"] for split in splits.values()),
+        "records_done": sum(split["records_done"] for split in splits.values()),
+        "splits": splits,
+    }

@@ -1,0 +1,259 @@
+"""The dataset builder: recipe -> plan -> records.
+
+    builder = FgbgDataset("foregrounds", "backgrounds", placements=5)
+    builder.download_and_prepare("out", file_format="parquet")
+    builder.as_dataset("train")              # or load_dataset("out", split="train")
+    builder.as_streaming_dataset("train")    # made on the fly, nothing stored
+
+`datasets` gives up all finished work when a build is interrupted; here shards are made and
+committed in a hidden folder beside the output first, so that the same call resumes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from builder.card import write_card
+from builder.depth import DepthEstimator
+from builder.engine import BuildOptions, build_shards
+from builder.errors import RecipeError
+from builder.plan import Plan
+from builder.preview import write_preview
+from builder.recipe import Recipe
+from builder.render import Renderer
+from builder.schema import features, record_columns
+from builder.shards import Encoder, FileFormat
+from builder.sources import SourceBank, scan
+from builder.work import (
+    Project,
+    WorkFolder,
+    already_built,
+    data_glob,
+    link_or_copy,
+    shard_file,
+    write_metadata,
+)
+
+_RECIPE_FIELDS = {field.name for field in fields(Recipe)}
+# Streaming resumes at the start of a unit, and `datasets` slows down beyond some ten thousand.
+_UNIT_RECORDS, _MAX_UNITS = 32, 50_000
+
+
+@dataclass
+class FgbgConfig(datasets.BuilderConfig):
+    """The two source folders and the recipe."""
+
+    foreground_dir: str = ""
+    background_dir: str = ""
+    recipe: Recipe = Recipe()
+    skip_bad: bool = False
+
+    def create_config_id(
+        self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
+    ) -> str:
+        """Name the cache folder by content, so that changed sources are never mistaken for old."""
+        folders = (self.foreground_dir, self.background_dir)
+        content = [[(file.file, file.sha256) for file in scan(Path(f))] for f in folders]
+        digest = datasets.fingerprint.Hasher.hash([self.recipe.to_dict(), self.skip_bad, content])
+        return f"{self.name}-{digest}"
+
+
+class FgbgDataset(datasets.GeneratorBasedBuilder):
+    """Builds a dataset of (fg_bg, mask, depth) records from two folders of images.
+
+    Args:
+        foreground_dir: cut-outs with an alpha channel; PNG, WebP or TIFF.
+        background_dir: photographs; JPEG, PNG, WebP, TIFF or BMP.
+        recipe: a whole recipe; or give its fields as keyword arguments (`placements=5`).
+        skip_bad: go on without files that can not be used.
+        cache_dir: as for every `datasets` builder.
+
+    Raises:
+        RecipeError: a field of the recipe makes no sense.
+        FgbgError: a folder is missing or empty.
+    """
+
+    BUILDER_CONFIG_CLASS = FgbgConfig
+    VERSION = datasets.Version("1.0.0")
+    config: FgbgConfig
+
+    def __init__(
+        self,
+        foreground_dir: str | os.PathLike[str],
+        background_dir: str | os.PathLike[str],
+        *,
+        recipe: Recipe | None = None,
+        skip_bad: bool = False,
+        cache_dir: str | None = None,
+        **options: Any,
+    ) -> None:
+        chosen = {name: options.pop(name) for name in _RECIPE_FIELDS & set(options)}
+        if recipe is not None and chosen:
+            raise RecipeError(f"give either recipe or {', '.join(sorted(chosen))}, not both.")
+        self._project: Project | None = None
+        self._streaming: tuple[Renderer, Encoder] | None = None
+        super().__init__(
+            cache_dir=cache_dir,
+            foreground_dir=os.fspath(foreground_dir),
+            background_dir=os.fspath(background_dir),
+            recipe=recipe or Recipe(**chosen),
+            skip_bad=skip_bad,
+            **options,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_streaming": None}  # holds the model; loaded where used
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=features(record_columns(self.config.recipe)))
+
+    @property
+    def project(self) -> Project:
+        """The sources, prepared, with the recipe pinned to them and to the depth weights.
+
+        Raises:
+            BadSourcesError: files that can not be used.
+            DepthModelError: the depth model can not be found.
+        """
+        return self.prepare(None)
+
+    @property
+    def plan(self) -> Plan:
+        """Which record lies where."""
+        return Plan(self.project.pinned)
+
+    def prepare(self, output_dir: str | os.PathLike[str] | None) -> Project:
+        """Check and prepare the sources once; see `project`.
+
+        Args:
+            output_dir: of an interrupted build, whose prepared sources are used again.
+        """
+        if self._project is None:
+            config = self.config
+            self._project = Project.prepare(
+                Path(config.foreground_dir),
+                Path(config.background_dir),
+                config.recipe,
+                skip_bad=config.skip_bad,
+                work=WorkFolder(Path(output_dir).absolute()) if output_dir is not None else None,
+            )
+        return self._project
+
+    def download_and_prepare(
+        self,
+        output_dir: str | os.PathLike[str] | None = None,
+        *,
+        file_format: FileFormat = "arrow",
+        num_proc: int | None = None,
+        options: BuildOptions | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Build the set, or go on with an interrupted build of it.
+
+        Args:
+            output_dir: where it will be, whole or not at all; the `datasets` cache by default.
+            file_format: `parquet` is what gets published, `arrow` what `as_dataset` maps fastest.
+            num_proc: worker processes; by default one a core, or one for a GPU.
+            options: how it runs (device, batch size, progress); changes no record.
+            **kwargs: further arguments of `DatasetBuilder.download_and_prepare`.
+
+        Raises:
+            BadSourcesError: files that can not be used, before any work.
+            RecipeMismatchError: output_dir holds another set.
+            BuildFailedError: some shards failed; the same call resumes.
+            OutputError: output_dir can not be written.
+        """
+        out = Path(output_dir if output_dir is not None else self._cache_dir).absolute()
+        self._work = WorkFolder(out)
+        self.prepare(out)
+        if not already_built(out, self.project.pinned, file_format):
+            with self._work.locked():
+                self._work.begin(self.project)
+                super().download_and_prepare(
+                    str(self._work.built),
+                    file_format=file_format,
+                    num_proc=num_proc,
+                    options=options or BuildOptions(),
+                    **kwargs,
+                )
+                self._work.publish()
+        self._output_dir, self._file_format = str(out), file_format
+        self.info = datasets.DatasetInfo.from_directory(str(out))
+
+    def _download_and_prepare(
+        self,
+        dl_manager: datasets.DownloadManager,
+        verification_mode: datasets.VerificationMode,
+        *,
+        file_format: FileFormat,
+        options: BuildOptions,
+        num_proc: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs:
+            raise RecipeError(f"{', '.join(kwargs)} is not used here; see shard_records.")
+        self._commits = build_shards(self.project, self._work, file_format, num_proc, options)
+        super()._download_and_prepare(dl_manager, verification_mode, file_format=file_format)
+        folder = Path(self._output_dir)
+        write_metadata(folder, self.project, self._commits, file_format)
+        write_preview(folder)
+        write_card(folder, license=options.license, title=self._work.out.name)
+
+    def _prepare_split(
+        self, split_generator: datasets.SplitGenerator, file_format: FileFormat, **kwargs: Any
+    ) -> None:
+        """Place the finished shards of a split, as links, where `datasets` looks for them."""
+        split, info = self.plan.splits[split_generator.name], split_generator.split_info
+        commits = [self._commits[split.shard_name(shard)] for shard in range(split.n_shards)]
+        for shard, commit in enumerate(commits):
+            target = Path(self._output_dir) / shard_file(split, shard, file_format)
+            target.parent.mkdir(exist_ok=True)
+            link_or_copy(self._work.shards / f"{commit.shard}.{file_format}", target)
+        info.num_examples = split.n_records
+        info.num_bytes = sum(commit.size_bytes for commit in commits)
+        if split.n_shards > 1:
+            info.shard_lengths = [commit.rows for commit in commits]
+
+    def as_dataset(self, split: Any = None, in_memory: bool = False) -> Any:
+        """Return the built set, or some of its splits, as a `Dataset` or `DatasetDict`."""
+        if self._file_format != "parquet":
+            return super().as_dataset(split, in_memory=in_memory)
+        files = {
+            name: f"{self._output_dir}/{data_glob(name, 'parquet')}" for name in self.info.splits
+        }
+        return datasets.load_dataset(
+            "parquet", data_files=files, split=split, keep_in_memory=in_memory
+        )
+
+    def _split_generators(
+        self, dl_manager: datasets.DownloadManager
+    ) -> list[datasets.SplitGenerator]:
+        generators = []
+        for split in self.plan.splits.values():
+            size = max(_UNIT_RECORDS, -(-split.n_records // _MAX_UNITS))
+            starts = range(0, split.n_records, size)
+            units = [(start, min(start + size, split.n_records)) for start in starts]
+            kwargs = {"split": split.name, "units": units}
+            generators.append(datasets.SplitGenerator(name=split.name, gen_kwargs=kwargs))
+        return generators
+
+    def _generate_examples(
+        self, split: str, units: list[tuple[int, int]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self._streaming is None:
+            project = self.project
+            estimator = None
+            if project.model:
+                estimator = DepthEstimator(project.model, project.pinned.recipe)
+            bank = SourceBank(project.foregrounds, project.backgrounds)
+            self._streaming = (Renderer(self.plan, bank, estimator), Encoder(project.pinned))
+        renderer, encoder = self._streaming
+        for start, stop in units:
+            for record in renderer.records(split, start, stop):
+                yield record.record_id, encoder.row(record)
