@@ -4,6 +4,7 @@ Arrays are (H, W, C) uint8 RGB in NumPy and (B, C, H, W) float32 in torch. Impor
 loads neither torch nor ray; the rooms that need them import them when they are used.
 """
 
+from builder.encoding import DepthCodec
 from builder.errors import (
     BadSourcesError,
     BuildFailedError,
@@ -19,6 +20,7 @@ from builder.recipe import PinnedRecipe, Recipe
 __all__ = [
     "BadSourcesError",
     "BuildFailedError",
+    "DepthCodec",
     "DepthModelError",
     "FgbgError",
     "NotABuildError",

@@ -182,8 +182,10 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
             )
         ],
         "recipe_rows": [
-            {"name": f.name, "value": _cell(getattr(recipe, f.name)), "meaning": meaning(f.name)}
+            {"name": f.name, "value": _value(getattr(recipe, f.name)), "meaning": meaning(f.name)}
             for f in fields(Recipe)
+            if getattr(recipe, f.name) is not None
+            and (pinned.depth or not f.name.startswith("depth_"))
         ],
         "sources": [
             {
@@ -285,6 +287,12 @@ def _credits(pinned: PinnedRecipe) -> list[dict[str, str]]:
 
 def _number(n: int) -> str:
     return f"{n:,}".replace(",", " ")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _cell(f"{value:g}" if isinstance(value, float) else value)
 
 
 def _cell(value: object) -> str:

@@ -24,9 +24,10 @@ ALPHA_IN_MASK = 128  # at least 50 % of 255
 class Cutout:
     """A foreground made ready for pasting.
 
-    `weighted` is F a + 127 (h, w, 3) and `clear` 255 - a (h, w, 1), both uint16; `mask` is
-    (h, w) uint8 in {0, 255}; `box` is the mask's x, y, width, height inside the foreground;
-    `n_mask` its number of pixels.
+    `weighted` is F a + 128 and `clear` 255 - a, both uint16 and (h, 3 w): colours side by side,
+    because NumPy is three times as slow on a last axis of three. `mask` is (h, w) uint8 in
+    {0, 255}; `box` is the mask's x, y, width, height inside the foreground; `n_mask` its number
+    of pixels.
     """
 
     weighted: _Words
@@ -65,8 +66,8 @@ def cut_out(foreground: Pixels, flipped: bool = False) -> Cutout:
         raise ValueError("no pixel of the foreground has at least 50 % alpha")
     left, top = int(columns[0]), int(rows[0])
     return Cutout(
-        weighted=foreground[..., :3] * alpha + np.uint16(127),
-        clear=np.ascontiguousarray(255 - alpha),
+        weighted=(foreground[..., :3] * alpha + np.uint16(128)).reshape(len(mask), -1),
+        clear=np.repeat(255 - alpha, 3, axis=2).reshape(len(mask), -1),
         mask=mask * np.uint8(MASK_ON),
         box=(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
         n_mask=int(mask.sum()),
@@ -92,14 +93,13 @@ def paste(background: Pixels, cutout: Cutout, left_px: int, top_px: int) -> Comp
         )
     rows, columns = slice(top_px, top_px + height), slice(left_px, left_px + width)
     fg_bg = background.copy()
-    # At most 255 * 255 + 127: fits 16 bits, where (v + 1 + (v >> 8)) >> 8 is exactly v // 255.
-    value = fg_bg[rows, columns] * cutout.clear
+    pasted = fg_bg.reshape(background.shape[0], -1)[rows, 3 * left_px : 3 * (left_px + width)]
+    # v = t + 128 for a t of at most 255 * 255; then (v + (v >> 8)) >> 8 is exactly t / 255 rounded.
+    value = pasted * cutout.clear
     value += cutout.weighted
-    carry = value >> 8
-    carry += 1
-    value += carry
+    value += value >> 8
     value >>= 8
-    fg_bg[rows, columns] = value
+    pasted[...] = value
     mask = np.zeros(background.shape[:2], dtype=np.uint8)
     mask[rows, columns] = cutout.mask
     x, y, box_width, box_height = cutout.box
@@ -112,5 +112,5 @@ def pixel_hash(fg_bg: Pixels, mask: Pixels) -> str:
     """Return the XXH3-128 (hex) of a composite's and its mask's pixels, row by row."""
     digest = xxhash.xxh3_128()
     digest.update(np.ascontiguousarray(fg_bg).data)
-    digest.update(np.packbits(mask, axis=1).data)
+    digest.update(np.packbits(np.ascontiguousarray(mask), axis=1).data)
     return digest.hexdigest()

@@ -68,7 +68,7 @@ def _grey_png(rows: Pixels, width: int, bit_depth: int) -> bytes:
     raw = np.zeros((height, row_bytes + 1), dtype=np.uint8)  # the first byte: filter 0
     raw[:, 1:] = rows
     header = struct.pack(">IIBBBBB", width, height, bit_depth, 0, 0, 0, 0)
-    data = isal_zlib.compress(raw.tobytes(), _DEFLATE_LEVEL)
+    data = isal_zlib.compress(raw, _DEFLATE_LEVEL)
     return _PNG_SIGNATURE + b"".join(
         struct.pack(">I", len(content))
         + kind
@@ -100,21 +100,26 @@ class DepthCodec:
             grid = np.asarray(
                 depth_grid(recipe.depth_precision, info.near, info.far), dtype=np.uint16
             )
-            self._snapped = grid[_nearest(grid)]
+            self._snapped = grid[_nearest(grid)].astype(">u2")  # the byte order of PNG
             self._snapped[0] = 0
 
     def encode(self, depth: Stored) -> bytes:
         """Encode (H, W) uint16 in stored units, 0 = unknown."""
         if self._jpeg:
             encoded: bytes = simplejpeg.encode_jpeg(
-                self._codes[depth][..., None], quality=_LOG_JPEG_QUALITY, colorspace="GRAY"
+                _look_up(self._codes, depth)[..., None],
+                quality=_LOG_JPEG_QUALITY,
+                colorspace="GRAY",
             )
             return encoded
-        words = self._snapped[depth].astype(">u2")
+        words = _look_up(self._snapped, depth)
         return _grey_png(words.view(np.uint8), depth.shape[1], bit_depth=16)
 
     def decode(self, encoded: bytes) -> Stored:
         """Decode what `encode` returned to stored units, (H, W) uint16, 0 = unknown."""
+        if self._jpeg:
+            codes = simplejpeg.decode_jpeg(encoded, "GRAY", fastdct=False, fastupsample=False)
+            return _look_up(self._values, codes[..., 0])
         with Image.open(io.BytesIO(encoded)) as image:
             return self.stored(image)
 
@@ -132,6 +137,11 @@ class DepthCodec:
         values = stored.astype(np.float32) / np.float32(self._scale)
         values[stored == 0] = np.nan
         return values
+
+
+def _look_up(table: npt.NDArray[Any], indexes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return table[indexes], the table having a value for every index of their dtype."""
+    return table.take(indexes, mode="wrap")  # three times as fast: no index is checked
 
 
 def _log_grid(near: int, far: int) -> Stored:

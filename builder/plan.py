@@ -138,7 +138,9 @@ class Plan:
 
 def random_words(seed: int, record_id: int) -> tuple[int, int]:
     """Return the two random 64-bit words of a record (Philox 4x64, keyed by seed and record id)."""
-    first, second = np.random.Philox(key=[seed, record_id]).random_raw(2)
+    # As uint64 from the start: NumPy takes a list that passes 2^63 for floats, which are not exact.
+    key = np.array([seed, record_id], dtype=np.uint64)
+    first, second = np.random.Philox(key=key).random_raw(2)
     return int(first), int(second)
 
 
@@ -151,10 +153,9 @@ def hold_out(sources: Sequence[SourceEntry], share: float, seed: int) -> tuple[S
     if share == 0 or len(sources) < 2:
         return tuple(replace(source, held_out=False) for source in sources)
     keys = [hashlib.sha256(f"{seed}:{source.sha256}".encode()).digest() for source in sources]
-    wanted = min(max(1, round(share * len(sources))), len(sources) - 1)
-    last = sorted(keys)[wanted - 1]
-    if last == max(keys):  # only copies of one file are left for train
-        return tuple(replace(source, held_out=False) for source in sources)
+    wanted = max(1, round(share * len(sources)))
+    # Something must be left for train; when all are copies of one file, everything is.
+    last = min(sorted(keys)[wanted - 1], max(set(keys) - {max(keys)}, default=b""))
     return tuple(
         replace(source, held_out=key <= last) for source, key in zip(sources, keys, strict=True)
     )

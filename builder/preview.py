@@ -467,11 +467,9 @@ def _draw_header(draw: ImageDraw.ImageDraw, layout: SheetLayout, pinned: PinnedR
         (50, 13, _GREY, f"{facts['sources']}; {facts['splits']}"),
     ):
         draw.text((layout.margin, top), _fit(text, _font(size), width), ink, _font(size))
-    shown = {1: ""}.get(reduction(layout.size), f" (shown at 1/{reduction(layout.size)})")
     for column in layout.columns:
-        text = f"fg_bg{shown}" if column == "fg_bg" else column
         left, top = layout.cell(0, column)
-        draw.text((left, top - 22), text, _INK, _font(14))
+        draw.text((left, top - 22), column, _INK, _font(14))
 
 
 def describe(pinned: PinnedRecipe) -> dict[str, str]:
@@ -482,6 +480,7 @@ def describe(pinned: PinnedRecipe) -> dict[str, str]:
         # A folder's place on the builder's machine is nobody's business.
         name = Path(info.model).name if Path(info.model).is_absolute() else info.model
         model = "demo depth model" if info.model == DEMO_DEPTH_MODEL else f"depth by {name}"
+    shown = f" (shown at 1/{factor})" if (factor := reduction(recipe.size)) > 1 else ""
     splits = [f"{split.name} {split.n_records:,}" for split in Plan(pinned).splits.values()]
     counts = [
         f"{len(entries):,} {kind}{'s' if len(entries) > 1 else ''}"
@@ -489,7 +488,7 @@ def describe(pinned: PinnedRecipe) -> dict[str, str]:
     ]
     return {
         "records": f"{pinned.n_records:,} record{'s' if pinned.n_records > 1 else ''}",
-        "size": f"{recipe.size} x {recipe.size} px",
+        "size": f"{recipe.size} x {recipe.size} px{shown}",
         "model": model,
         "sources": ", ".join(counts),
         "splits": ", ".join(splits),
@@ -562,7 +561,6 @@ def _page_html(
         demo=pinned.recipe.depth_model == DEMO_DEPTH_MODEL,
         size=pinned.recipe.size,
         side=-(-pinned.recipe.size // reduction(pinned.recipe.size)),
-        reduction=reduction(pinned.recipe.size),
         splits={name: len(chosen) for name, chosen in samples.items()},
         cards=cards,
         scale=_page_scale(scale) if scale else None,

@@ -25,8 +25,12 @@ NO_DEPTH_MODEL = "none"
 BackgroundFit = Literal["crop", "stretch"]
 ImageFormat = Literal["jpeg", "webp", "png"]
 DepthFormat = Literal["png16", "jpeg8"]
+DepthKind = Literal["metric", "relative"]
+DepthQuantity = Literal["depth", "inverse_depth"]
 
 _MAX_RECORDS = 2**62
+_MAX_SIDE = 4096  # px of a record, so of a prepared source too
+_MAX_STORED = 65535  # 16 bits
 
 
 def _option(default: Any, meaning: str) -> Any:
@@ -64,10 +68,7 @@ class Recipe:
     shard_records: int = _option(1000, "most records in one file")
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            _check_type(f.name, getattr(self, f.name), str(f.type))
-            if f.type == "float":  # 0 and 0.0 are one recipe, so they need one fingerprint
-                object.__setattr__(self, f.name, float(getattr(self, f.name)))
+        _check_types(self)
         _check_range("placements", self.placements, 1, 10**9)
         _check_range("size", self.size, 16, 4096)
         _check_range("foreground_size", self.foreground_size, 2, self.size, "size")
@@ -76,6 +77,9 @@ class Recipe:
         _check_range("image_quality", self.image_quality, 1, 100)
         _check_range("depth_precision", self.depth_precision, 0, 0.1)
         _check_range("shard_records", self.shard_records, 1, 1_000_000)
+        for name in ("holdout", "depth_precision"):
+            # 0, 0.0 and -0.0 are one recipe, so they need one fingerprint
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         if not self.depth_model:
             raise RecipeError("depth_model is empty; give a folder, a Hub id, 'demo' or 'none'.")
         if self.depth_input is None:
@@ -119,11 +123,23 @@ def meaning(name: str) -> str:
     return text
 
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "BackgroundFit": get_args(BackgroundFit),
+    "ImageFormat": get_args(ImageFormat),
+    "DepthFormat": get_args(DepthFormat),
+    "DepthKind": get_args(DepthKind),
+    "DepthQuantity": get_args(DepthQuantity),
+}
+
+
+def _check_types(values: Recipe | SourceEntry | DepthInfo) -> None:
+    for f in fields(values):
+        _check_type(f.name, getattr(values, f.name), str(f.type))
+
+
 def _check_type(name: str, value: object, annotation: str) -> None:
-    choices = {"BackgroundFit": BackgroundFit, "ImageFormat": ImageFormat}
-    choices["DepthFormat"] = DepthFormat
-    if annotation in choices:
-        allowed = get_args(choices[annotation])
+    if annotation in _CHOICES:
+        allowed = _CHOICES[annotation]
         if value not in allowed:
             raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
         return
@@ -169,25 +185,35 @@ class SourceEntry:
     licence: str = ""
     url: str = ""
 
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range("width", self.width, 1, _MAX_SIDE)
+        _check_range("height", self.height, 1, _MAX_SIDE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DepthInfo:
     """What a depth model's output means and how it is stored, fixed for a whole set.
 
     Stored value v (uint16) = round(prediction * scale), 0 = unknown. For a metric model the
-    prediction is in metres and scale is 1000, so v is in mm. `near`, `far` bound stored values.
+    prediction is in metres and scale is 1000, so v is in mm. `near`, `far` bound known values.
     """
 
     model: str
     revision: str | None
     weights_sha256: str
     model_type: str
-    kind: Literal["metric", "relative"]
-    quantity: Literal["depth", "inverse_depth"]
+    kind: DepthKind
+    quantity: DepthQuantity
     unit: str
     scale: float
     near: int
     far: int
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_range("far", self.far, 1, _MAX_STORED)
+        _check_range("near", self.near, 1, self.far, "far")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +248,8 @@ class PinnedRecipe:
         content = {
             "format": RECIPE_FORMAT,
             "recipe": self._pixel_fields(),
-            "foregrounds": [[s.id, s.sha256, s.held_out] for s in self.foregrounds],
-            "backgrounds": [[s.id, s.sha256, s.held_out] for s in self.backgrounds],
+            "foregrounds": [_source_content(s) for s in self.foregrounds],
+            "backgrounds": [_source_content(s) for s in self.backgrounds],
             "depth": depth or None,
         }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -268,7 +294,7 @@ class PinnedRecipe:
                 raise RecipeError("its fingerprint does not fit its content; it was edited.")
         except RecipeError as error:
             raise RecipeError(f"{name}: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise RecipeError(
                 f"{name} is not a recipe.json of fgbg build ({type(error).__name__}: {error})."
             ) from None
@@ -307,6 +333,11 @@ class PinnedRecipe:
         return lines
 
 
+def _source_content(source: SourceEntry) -> list[str | int | bool]:
+    # The size decides where a foreground can be placed.
+    return [source.id, source.sha256, source.width, source.height, source.held_out]
+
+
 def load_recipe(path: Path) -> tuple[Recipe, PinnedRecipe | None]:
     """Read a recipe to repeat: a `recipe.json` of a build, or a bare JSON object of fields.
 
@@ -343,10 +374,10 @@ def _json_object(text: str, name: str) -> dict[str, Any]:
 def depth_grid(precision: float, near: int, far: int) -> list[int]:
     """Return the depths from `near` to `far` (stored units, ascending) that records may hold.
 
-    Each is about `precision` above the one before; 0 gives every value. Computed in decimal
-    arithmetic, so that it is the same on every machine.
+    Each is about `precision` above the one before; 0, like any step below 1, gives every value.
+    Computed in decimal arithmetic, so that it is the same on every machine.
     """
-    if precision == 0:
+    if precision * far <= 1:
         return list(range(near, far + 1))
     grid, value = [near], Decimal(near)
     factor = 1 + Decimal(repr(precision))

@@ -90,7 +90,8 @@ def demo_folders() -> tuple[Path, Path]:
 def scan(folder: Path) -> list[SourceFile]:
     """List and hash the files of a source folder and its subfolders, in path order.
 
-    Hidden files and `credits.csv` are left out. Files are told apart by content only.
+    Hidden files and `credits.csv` are left out. Files are told apart by content only. The
+    sha256 of a file that can not be read is empty.
 
     Raises:
         FgbgError: the folder is missing or holds no file.
@@ -100,7 +101,7 @@ def scan(folder: Path) -> list[SourceFile]:
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file()
+        if (path.is_file() or (path.is_symlink() and not path.exists()))
         and path.name != CREDITS_FILE
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
@@ -169,8 +170,11 @@ def prepare(
             if progress:
                 progress(1)
 
-    # Two threads hold at most two decoded pictures, so memory does not grow with the cores.
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+    # At most four decoded pictures at a time, so memory does not grow with the cores.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        # Metadata that Pillow only complains about does not hurt pixels; and its bomb warning
+        # starts at half of the limit that is enforced. Set here: filters are not per thread.
+        warnings.simplefilter("ignore")
         results = list(pool.map(one, files))
     clashing = {name for name, _ in problems}
     sources = []
@@ -195,14 +199,19 @@ def printable(name: str) -> str:
 
 
 def _label(folder: Path, file: SourceFile) -> str:
-    return f"{folder.name}/{printable(file.file)}"
+    return _inside(folder, file.file)
+
+
+def _inside(folder: Path, name: str) -> str:
+    # Of "." the name is empty, and the label would look like a path from the root.
+    return printable(f"{folder.absolute().name}/{name}")
 
 
 def _clashes(folder: Path, files: Sequence[SourceFile]) -> list[tuple[str, str]]:
     """Every file whose id another file has too; case alone does not tell two files apart."""
     by_id = defaultdict(list)
     for file in files:
-        by_id[Path(file.file).stem.casefold()].append(file)
+        by_id[printable(Path(file.file).stem).casefold()].append(file)
     problems = []
     for same in by_id.values():
         for file in same if len(same) > 1 else ():
@@ -223,7 +232,7 @@ def _read_credits(
     folder: Path, files: set[str]
 ) -> tuple[dict[str, tuple[str, str, str]], list[tuple[str, str]]]:
     """Read `credits.csv`: file -> (author, licence, url); and what is wrong with it."""
-    path, name = folder / CREDITS_FILE, f"{folder.name}/{CREDITS_FILE}"
+    path, name = folder / CREDITS_FILE, _inside(folder, CREDITS_FILE)
     if not path.exists():
         return {}, []
     try:
@@ -260,9 +269,12 @@ def _read_credits(
 def _prepare_file(
     folder: Path, file: SourceFile, kind: Kind, recipe: Recipe, known: dict[str, Source]
 ) -> Source:
+    if not file.sha256:
+        raise _BadImage("can not be read; check that it is there and that you may read it")
     if not file.path.resolve().is_relative_to(folder.resolve()):
         raise _BadImage("is a link that leads out of the folder; copy the file instead")
-    if (old := known.get(file.file)) and old.entry.sha256 == file.sha256:
+    name = printable(file.file)
+    if (old := known.get(name)) and old.entry.sha256 == file.sha256:
         return old
     image = _decode(file.path)
     source_width, source_height = image.size
@@ -274,7 +286,7 @@ def _prepare_file(
     prepared.save(buffer, "PNG", compress_level=6)
     entry = SourceEntry(
         id=printable(Path(file.file).stem),
-        file=file.file,
+        file=name,
         sha256=file.sha256,
         width=prepared.width,
         height=prepared.height,
@@ -293,21 +305,17 @@ def _decode(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise _BadImage("is empty (0 bytes)")
-        with warnings.catch_warnings():
-            # Metadata that Pillow only complains about does not hurt pixels; and its bomb
-            # warning starts at half of the limit that is enforced.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                # MPO is how phones store a JPEG with a preview behind it; its first frame is it.
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":
-                    raise _BadImage(f"has {frames} frames; save one of them as an image")
-                if min(image.size) < 2:
-                    raise _BadImage(f"is {image.width}x{image.height} px; too small to use")
-                if image.width * image.height > _MAX_PIXELS:
-                    raise _BadImage(f"is {image.width}x{image.height} px; too large to be safe")
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(path, formats=FORMATS) as image:
+            # MPO is how phones store a JPEG with a preview behind it; its first frame is it.
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":
+                raise _BadImage(f"has {frames} frames; save one of them as an image")
+            if min(image.size) < 2:
+                raise _BadImage(f"is {image.width}x{image.height} px; too small to use")
+            if image.width * image.height > _MAX_PIXELS:
+                raise _BadImage(f"is {image.width}x{image.height} px; too large to be safe")
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except _BadImage:
         raise
     except Image.DecompressionBombError:

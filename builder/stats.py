@@ -28,10 +28,11 @@ class Tally:
 
     def add(self, values: npt.NDArray[Any]) -> None:
         """Count values, (..., channels) or any shape when there is one channel."""
-        channels, levels = self.counts.shape
+        channels = len(self.counts)
         flat = values.reshape(-1, channels)
         for channel in range(channels):
-            self.counts[channel] += np.bincount(flat[:, channel], minlength=levels)
+            counts = np.bincount(flat[:, channel])
+            self.counts[channel, : len(counts)] += counts  # most are far below `levels`
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another tally of the same shape."""

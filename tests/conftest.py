@@ -108,7 +108,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     config = DenseDepthConfig(
-        growth_rate=4, block_config=(1, 1, 1, 1), num_init_features=8, bn_size=2
+        growth_rate=4,
+        block_config=(1, 1, 1, 1),
+        num_init_features=8,
+        bn_size=2,
+        decoder_channels=32,
     )
     model = DenseDepthForDepthEstimation(config)
     with torch.no_grad():  # around y = 4, that is 2.5 m, instead of around 0

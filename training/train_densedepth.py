@@ -53,11 +53,11 @@ class Settings:
     """Everything that decides the weights; the defaults are the demo model."""
 
     seed: int = 0
-    pool: int = 4800
+    pool: int = 2600
     pool_side_px: int = 288
     held_out: int = 200
     # (side in px, batch, steps): most of the learning happens small, the end at the size of use.
-    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 3000), (256, 16, 2400))
+    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 2400), (256, 16, 900))
     learning_rate: float = 3e-3
     warmup_steps: int = 200
     weight_decay: float = 1e-4
@@ -67,7 +67,7 @@ class Settings:
     num_init_features: int = 32
     growth_rate: int = 16
     block_config: tuple[int, ...] = (4, 6, 10, 8)
-    decoder_channels: int = 256
+    decoder_channels: int = 192
 
     @property
     def steps(self) -> int:
@@ -126,6 +126,16 @@ def render_pool(
     return rgb, depth_mm
 
 
+def halved(rgb: Pictures) -> Pictures:
+    """Pictures at half their size, every pixel the mean of four: (N, S/2, S/2, 3)."""
+    count, height, width, _ = rgb.shape
+    small = np.empty((count, height // 2, width // 2, 3), np.uint8)
+    for index, picture in enumerate(rgb):
+        cells = picture.reshape(height // 2, 2, width // 2, 2, 3)
+        small[index] = (cells.sum((1, 3), dtype=np.uint16) + 2) // 4
+    return small
+
+
 def _jitter(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Changes brightness, contrast, saturation and colour balance of (B, 3, S, S), each image its own way."""
     count = len(pictures)
@@ -170,15 +180,18 @@ def make_batch(
         left = int(rng.integers(0, rgb.shape[2] - width + 1))
         window = (index, slice(top, top + height), slice(left, left + width))
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+        # Bytes with channels last: the layout torch resizes fastest.
         picture = torch.from_numpy(np.ascontiguousarray(rgb[window][:, flip])).permute(2, 0, 1)[None]
         label = depth_mm[window][:, flip].astype(np.float32) / 1000
         # Half of the time by way of a coarser grid, as composites of 224 px are enlarged to 256.
         size = side if rng.random() < 0.5 else round(side * rng.uniform(0.6, 1))
-        small = F.interpolate(picture.float() / 255, (size, size), mode="bilinear", antialias=True)
-        pictures.append(small if size == side else F.interpolate(small, (side, side), mode="bilinear"))
+        picture = F.interpolate(picture, (size, size), mode="bilinear", antialias=True)
+        if size != side:
+            picture = F.interpolate(picture, (side, side), mode="bilinear")
+        pictures.append(picture)
         half = (side // 2, side // 2)
         labels.append(F.interpolate(torch.from_numpy(label)[None, None], half, mode="nearest-exact")[0])
-    return _jitter(torch.cat(pictures), rng), torch.cat(labels)
+    return _jitter(torch.cat(pictures).float() / 255, rng), torch.cat(labels)
 
 
 # ------------------------------------------------------------------------------------------ training
@@ -326,8 +339,11 @@ def train(
     trainer: Trainer, rgb: Pictures, depth_mm: Millimetres, *, save_every: int = 250
 ) -> Iterator[tuple[int, float]]:
     """Trains to the end of the settings' steps; yields (step, loss) after each, checkpointing on the way."""
+    half_rgb = halved(rgb) if rgb.shape[1] % 2 == 0 else rgb
     while trainer.step < trainer.settings.steps:
-        loss = trainer.train_step(rgb, depth_mm)
+        # Steps at small size read small pictures, or resizing would cost as much as training.
+        small = trainer.settings.stage(trainer.step)[0] < half_rgb.shape[1]
+        loss = trainer.train_step(*((half_rgb, depth_mm[:, ::2, ::2]) if small else (rgb, depth_mm)))
         if trainer.step % save_every == 0 or trainer.step == trainer.settings.steps:
             trainer.save()
         yield trainer.step, loss

@@ -12,7 +12,7 @@ MIN_DECODER_CHANNELS = 16  # the last of the four up-steps has a sixteenth of th
 
 
 @strict
-class DenseDepthConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]  # __init_subclass__
+class DenseDepthConfig(PreTrainedConfig):
     """Shape, flavour and unit of a DenseDepth network.
 
     Depth unit: the network predicts an inverse depth `y = max_depth / metres` (section 3.2 of the

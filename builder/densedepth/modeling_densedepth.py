@@ -62,7 +62,7 @@ class DenseDepthDenseLayer(nn.Module):
         return torch.cat((features, new), dim=1)
 
 
-class DenseDepthDenseBlock(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
+class DenseDepthDenseBlock(GradientCheckpointingLayer):
     """A run of dense layers at one resolution; gradient checkpointing's unit in the encoder."""
 
     def __init__(self, config: DenseDepthConfig, in_channels: int, num_layers: int) -> None:
@@ -142,7 +142,7 @@ class DenseDepthEncoder(nn.Module):
         return [*taps, F.relu(self.norm(features), inplace=True)]
 
 
-class DenseDepthUpStep(GradientCheckpointingLayer):  # type: ignore[no-untyped-call]
+class DenseDepthUpStep(GradientCheckpointingLayer):
     """Double the resolution, join the encoder's tap, convolve twice."""
 
     def __init__(self, config: DenseDepthConfig, in_channels: int, skip: int, out: int) -> None:
@@ -231,7 +231,7 @@ class DenseDepthForDepthEstimation(DenseDepthPreTrainedModel):
     """
 
     def __init__(self, config: DenseDepthConfig) -> None:
-        super().__init__(config)  # type: ignore[no-untyped-call]
+        super().__init__(config)
         self.encoder = DenseDepthEncoder(config)
         self.decoder = DenseDepthDecoder(config)
         self.head = nn.Conv2d(config.decoder_widths[-1], 1, kernel_size=3, padding=1)

@@ -1,0 +1,183 @@
+"""Whatever kills a build, going on ends in the files of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.running import COMMAND, OPTIONS, fgbg, files_of
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that its children can be told from ours
+    )
+
+
+def wait_until(process: subprocess.Popen[str], condition) -> bool:
+    """Wait until a condition holds; False when the process ended before."""
+    while not condition():
+        try:
+            process.wait(timeout=0.01)
+        except subprocess.TimeoutExpired:
+            continue
+        return bool(condition())
+    return True
+
+
+def linger(process: subprocess.Popen[str], seconds: float) -> None:
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def processes_of(session: int) -> list[int]:
+    """Return the living processes of a session, from /proc."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def commits(out: Path) -> set[str]:
+    return {p.name for p in (out.parent / f".{out.name}.fgbg" / "shards").glob("*.json")}
+
+
+def test_ten_kills_at_random_moments_change_no_byte(sources, tiny_model, tmp_path):
+    """SIGKILL; the moments are spread from the first file to the last."""
+    options = (*OPTIONS, "--shard-records", "12", "--depth-model", tiny_model)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    undisturbed, out = tmp_path / "a" / "set", tmp_path / "b" / "set"
+    fgbg("build", *sources, undisturbed, *options)
+    rng, kills, partial = random.Random(3), 0, 0
+    work = out.parent / f".{out.name}.fgbg"
+    while kills < 10:
+        held = commits(out)
+        process = start("build", *sources, out, *options)
+        # Near the end of the kills let it come further than one shard more.
+        goal = len(held) + rng.randint(0, 1)
+        wait_until(process, lambda goal=goal: work.exists() and len(commits(out)) >= goal)
+        linger(process, rng.random() * 0.4)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        assert held <= commits(out) or out.exists()
+        if out.exists():
+            break
+        partial += 0 < len(commits(out)) < 11
+    assert kills >= 5 and partial >= 3, "the build ended before it could be disturbed"
+    fgbg("build", *sources, out, *options)
+    assert files_of(out) == files_of(undisturbed)
+    assert [p.name for p in out.parent.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_process_outlives_a_build_and_workers_resume(sources, tiny_model, tmp_path, number):
+    out = tmp_path / "set"
+    options = (*OPTIONS, "--depth-model", tiny_model, "--shard-records", "6", "--workers", "2")
+    process = start("build", *sources, out, *options)
+    assert wait_until(process, lambda: len(commits(out)) >= 2), process.communicate()
+    assert len(processes_of(process.pid)) >= 3  # the build and two workers
+    os.kill(process.pid, number)
+    _, stderr = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Finished shards are kept; the same command resumes." in stderr
+    rest = processes_of(process.pid)
+    for pid in rest:  # they end by themselves; wait without polling the clock
+        descriptor = os.pidfd_open(pid)
+        import select
+
+        assert select.select([descriptor], [], [], 60)[0], f"process {pid} is still there"
+        os.close(descriptor)
+    done = len(commits(out))
+    state = json.loads(fgbg("status", out, "--json").stdout)
+    assert state["finished"] is False
+    assert sum(split["shards_done"] for split in state["splits"].values()) == done
+    fgbg("build", *sources, out, *options)
+    assert json.loads(fgbg("status", out, "--json").stdout)["records_done"] == 120
+
+
+def test_damaged_or_foreign_shards_of_an_interrupted_build_are_made_again(
+    sources, tiny_model, tmp_path
+):
+    options = (*OPTIONS, "--depth-model", tiny_model)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    undisturbed, out = tmp_path / "a" / "set", tmp_path / "b" / "set"
+    fgbg("build", *sources, undisturbed, *options)
+    process = start("build", *sources, out, *options, "--shard-records", "40")
+    assert wait_until(process, lambda: len(commits(out)) >= 3)
+    process.kill()
+    process.communicate()
+    shards = out.parent / f".{out.name}.fgbg" / "shards"
+    done = sorted(shards.glob("*.parquet"))
+    assert len(done) >= 3
+    flipped = bytearray(done[0].read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    done[0].write_bytes(flipped)
+    done[1].write_bytes(done[1].read_bytes()[:-100])
+    (shards / ".train-00000-of-00002.parquet.1.tmp").write_bytes(b"left behind")
+    fgbg("build", *sources, out, *options)
+    assert files_of(out) == files_of(undisturbed)
+
+
+def test_an_interrupted_build_refuses_another_recipe(sources, tiny_model, tmp_path):
+    out = tmp_path / "set"
+    options = (*OPTIONS, "--depth-model", tiny_model)
+    process = start("build", *sources, out, *options)
+    assert wait_until(process, lambda: len(commits(out)) >= 1)
+    process.kill()
+    process.communicate()
+    refused = fgbg("build", *sources, out, *options, "--size", "96", code=2)
+    assert "size is 64, asked for is 96" in refused.stderr
+    assert not out.exists()
+
+
+def test_two_builds_of_one_folder_do_not_mix(sources, tiny_model, tmp_path):
+    out = tmp_path / "set"
+    options = (*OPTIONS, "--depth-model", tiny_model)
+    first = start("build", *sources, out, *options)
+    assert wait_until(first, lambda: (tmp_path / ".set.fgbg" / "recipe.json").exists())
+    second = fgbg("build", *sources, out, *options, code=1)
+    assert "another build is writing" in second.stderr
+    assert first.wait(timeout=100) == 0
+    first.communicate()
+    assert json.loads(fgbg("status", out, "--json").stdout)["finished"] is True
+
+
+def test_a_worker_that_is_killed_is_replaced(sources, tiny_model, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    undisturbed, out = tmp_path / "a" / "set", tmp_path / "b" / "set"
+    options = (*OPTIONS, "--depth-model", tiny_model, "--shard-records", "6", "--workers", "2")
+    fgbg("build", *sources, undisturbed, *options)
+    process = start("build", *sources, out, *options)
+    assert wait_until(process, lambda: len(commits(out)) >= 2)
+    workers = [
+        pid
+        for pid in processes_of(process.pid)
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(workers[0], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert files_of(out) == files_of(undisturbed)

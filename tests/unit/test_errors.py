@@ -1,0 +1,92 @@
+"""builder/errors: the exact sentences, the exit codes, and errors that travel between processes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from builder import errors
+from builder.errors import (
+    BadSourcesError,
+    BuildFailedError,
+    DepthModelError,
+    FgbgError,
+    NotABuildError,
+    OutputError,
+    RecipeError,
+    RecipeMismatchError,
+)
+
+ONE_OF_EACH = [
+    BadSourcesError([("fg/a.png", "is empty (0 bytes)")]),
+    BuildFailedError({"train-00000-of-00002": "OSError: gone"}, 1, "fgbg build --out x"),
+    DepthModelError("no weights"),
+    NotABuildError("not a build"),
+    OutputError("can not be written"),
+    RecipeError("size is 1"),
+    RecipeMismatchError(Path("out"), ["seed is 0, asked for is 1"]),
+]
+
+
+def test_one_bad_source_is_told_in_the_singular_with_the_next_step() -> None:
+    assert str(BadSourcesError([("fg/a.png", "is empty (0 bytes)")])) == (
+        "1 source can not be used:\n"
+        "  fg/a.png: is empty (0 bytes)\n"
+        "Mend or remove these files, or go on without them with --skip-bad (skip_bad=True)."
+    )
+
+
+def test_several_bad_sources_are_listed_together_in_order() -> None:
+    error = BadSourcesError([("fg/b.png", "is empty"), ("bg/a.jpg", "is not an image")])
+    assert str(error).splitlines()[:3] == [
+        "2 sources can not be used:",
+        "  fg/b.png: is empty",
+        "  bg/a.jpg: is not an image",
+    ]
+
+
+def test_a_mismatch_names_the_folder_the_differences_and_the_ways_out() -> None:
+    assert str(RecipeMismatchError(Path("out"), ["seed is 0, asked for is 1", "x"])) == (
+        "out holds a set made differently:\n"
+        "  seed is 0, asked for is 1\n"
+        "  x\n"
+        "Choose another output folder, repeat the earlier recipe with --recipe, or delete the "
+        "folder to start again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("failed", "head"),
+    [({"a": "x"}, "1 shard failed, 7 finished and kept:"),
+     ({"a": "x", "b": "y"}, "2 shards failed, 7 finished and kept:")],
+)  # fmt: skip
+def test_a_failed_build_counts_names_and_says_how_to_resume(
+    failed: dict[str, str], head: str
+) -> None:
+    lines = [f"  {shard}: {cause}" for shard, cause in failed.items()]
+    error = BuildFailedError(failed, 7, "fgbg build fg bg out")
+    assert str(error).splitlines() == [head, *lines, "To resume: fgbg build fg bg out"]
+
+
+@pytest.mark.parametrize("error", ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_errors_survive_the_way_back_from_a_worker_process(error: FgbgError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_exit_codes_tell_wrong_input_from_failed_work() -> None:
+    codes = {type(error).__name__: error.exit_code for error in ONE_OF_EACH}
+    assert {name for name, code in codes.items() if code == 1} == {
+        "OutputError",
+        "BuildFailedError",
+    }
+    assert set(codes.values()) == {1, 2}
+
+
+def test_the_module_docstring_draws_every_error() -> None:
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, FgbgError)]
+    assert len(classes) == len(ONE_OF_EACH) + 1
+    for cls in classes:
+        assert cls.__name__ in (errors.__doc__ or "")
