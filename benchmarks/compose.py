@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,14 @@ import numpy.typing as npt
 
 from builder.depth import DepthEstimator, DepthModel, locate_model
 from builder.plan import Plan
-from builder.recipe import DEMO_DEPTH_MODEL, NO_DEPTH_MODEL, DepthInfo, PinnedRecipe, Recipe
+from builder.recipe import (
+    DEMO_DEPTH_MODEL,
+    NO_DEPTH_MODEL,
+    DepthFormat,
+    DepthInfo,
+    PinnedRecipe,
+    Recipe,
+)
 from builder.render import Record, Renderer
 from builder.schema import features, record_columns
 from builder.shards import Encoder, write_shard, write_table
@@ -54,19 +62,18 @@ TARGETS_BYTES = {"png16": 37_000, "jpeg8": 21_000}
 # --- inputs ---------------------------------------------------------------------------------------
 
 
-def gather(folders: tuple[Path, ...], count: int, target: Path) -> str:
+def gather(folders: tuple[Path, ...], pattern: str, count: int, target: Path) -> str:
     """Copy evenly chosen images into a folder, or draw some; say which."""
     target.mkdir()
     found = sorted(
         path
         for folder in folders
-        for pattern in ("*.jpg", "*.png")
         for path in folder.rglob(pattern)
         if "screenshot" not in path.name
     )
     if len(found) < count:
         for number in range(count):
-            draw(number, target / f"drawn{number}.png", cut_out="stamps" in str(folders[0]))
+            draw(number, target / f"drawn{number}.png", cut_out=folders == CUTOUTS)
         return f"{count} drawn ones (none under {', '.join(map(str, folders))})"
     for number in range(count):
         path = found[number * len(found) // count]
@@ -78,16 +85,16 @@ def draw(seed: int, path: Path, *, cut_out: bool) -> None:
     """Draw a picture with the spectrum of a photograph; as a cut-out, with a soft blob as alpha."""
     rng = np.random.default_rng(seed)
     side = 400
-    picture = sum(
-        cv2.resize(rng.random((n, n, 3)), (side, side), interpolation=cv2.INTER_CUBIC) / n**0.5
-        for n in (3, 7, 17, 41, 97, 200)
-    )
-    pixels = cv2.normalize(np.asarray(picture), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    picture = np.zeros((side, side, 3))
+    for n in (3, 7, 17, 41, 97, 200):
+        coarse = rng.random((n, n, 3))
+        picture += cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC) / n**0.5
+    pixels = (np.clip(picture / picture.max(), 0, 1) * 255).astype(np.uint8)
     if cut_out:
         blob = cv2.resize(rng.random((6, 6)), (side, side), interpolation=cv2.INTER_CUBIC)
         y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
         alpha = np.clip((blob + 0.6 - 1.4 * (x * x + y * y)) * 2000, 0, 255).astype(np.uint8)
-        pixels = np.dstack([pixels, alpha])
+        pixels = np.dstack((pixels, alpha))
     cv2.imwrite(str(path), pixels)
 
 
@@ -132,7 +139,7 @@ class Workload:
     depths: dict[int, Array]
     about: dict[str, str]
 
-    def ours(self, depth_format: str | None) -> tuple[PinnedRecipe, Renderer]:
+    def ours(self, depth_format: DepthFormat | None) -> tuple[PinnedRecipe, Renderer]:
         """Return the pinned recipe and the renderer of a variant of ours."""
         if depth_format is None:
             recipe = replace(self.pinned.recipe, depth_model=NO_DEPTH_MODEL)
@@ -146,8 +153,8 @@ class Workload:
 def workload(folder: Path, n_records: int) -> Workload:
     """Prepare sources, records and depth maps."""
     about = {
-        "backgrounds": gather(PHOTOGRAPHS, N_PHOTOGRAPHS, folder / "backgrounds"),
-        "foregrounds": gather(CUTOUTS, N_CUTOUTS, folder / "foregrounds"),
+        "backgrounds": gather(PHOTOGRAPHS, "*.jpg", N_PHOTOGRAPHS, folder / "backgrounds"),
+        "foregrounds": gather(CUTOUTS, "*.png", N_CUTOUTS, folder / "foregrounds"),
     }
     recipe = Recipe(holdout=0.0)
     sources = {}
@@ -193,6 +200,13 @@ def made_up_info() -> DepthInfo:
 
 
 # --- the class project's way ----------------------------------------------------------------------
+
+
+def stretch(depth: Array) -> Array:
+    """Stretch a depth map to 0..255 between its own extremes."""
+    low, high, _, _ = cv2.minMaxLoc(depth)
+    factor = 255 / max(high - low, 1)
+    return cv2.convertScaleAbs(depth, alpha=factor, beta=-low * factor)
 
 
 class ClassProject:
@@ -247,10 +261,7 @@ class ClassProject:
             cv2.imwrite(f"{self._folder}/fg_bg_{record_id}.jpg", composite)
             cv2.imwrite(f"{self._folder}/mask_{record_id}.jpg", mask)
             if self._depth:
-                stretched = cv2.normalize(
-                    depths[record_id], None, 0, 255, cv2.NORM_MINMAX, dtype=cv2.CV_8U
-                )
-                cv2.imwrite(f"{self._folder}/depth_{record_id}.jpg", stretched)
+                cv2.imwrite(f"{self._folder}/depth_{record_id}.jpg", stretch(depths[record_id]))
         return sum(path.stat().st_size for path in self._folder.iterdir())
 
 
@@ -261,7 +272,7 @@ class Ours:
     """Our path for one way of storing depth (None: no depth)."""
 
     def __init__(
-        self, work: Workload, folder: Path, depth_format: str | None, *, count: bool
+        self, work: Workload, folder: Path, *, depth_format: DepthFormat | None, count: bool
     ) -> None:
         self._work, self._folder, self._count = work, folder, count
         self._depth = depth_format is not None
@@ -303,24 +314,19 @@ def variants(work: Workload) -> list[Variant]:
     """Return the lines of the table, in order."""
     two, three = "class project, 2 files", "class project, 3 files"
     lines = [
-        Variant(two, None, None, lambda folder: ClassProject(work, folder, depth=False)),
-        Variant(three, None, None, lambda folder: ClassProject(work, folder, depth=True)),
+        Variant(two, None, None, partial(ClassProject, work, depth=False)),
+        Variant(three, None, None, partial(ClassProject, work, depth=True)),
     ]
-    ours: tuple[tuple[str, str | None, str, float], ...] = (
+    ours: tuple[tuple[str, DepthFormat | None, str, float], ...] = (
         ("no depth", None, two, 1.75),
         ("png16 depth", "png16", three, 1.0),
         ("jpeg8 depth", "jpeg8", three, 1.8),
     )
     for name, depth_format, peer, target in ours:
         for count in (False, True):
-            lines.append(
-                Variant(
-                    f"ours, {name}, {'with' if count else 'without'} statistics",
-                    peer,
-                    None if count else target,
-                    lambda folder, d=depth_format, c=count: Ours(work, folder, d, count=c),
-                )
-            )
+            title = f"ours, {name}, {'with' if count else 'without'} statistics"
+            make = partial(Ours, work, depth_format=depth_format, count=count)
+            lines.append(Variant(title, peer, None if count else target, make))
     return lines
 
 

@@ -224,6 +224,7 @@ class DepthEstimator:
         batch_size: int | None = None,
     ) -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
         import builder.densedepth  # noqa: F401 - registers its classes with the Auto classes
@@ -232,17 +233,29 @@ class DepthEstimator:
         default = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
         self.info, self.batch_size = model.info, batch_size or default
         self._input = cast("int", recipe.depth_input)
+        name = f"depth model {model.info.model!r}"
         try:
-            network = AutoModelForDepthEstimation.from_pretrained(
-                model.folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+            network, loading = AutoModelForDepthEstimation.from_pretrained(
+                model.folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
             processor = AutoImageProcessor.from_pretrained(
                 model.folder, trust_remote_code=False, backend="pil"
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise DepthModelError(
-                f"depth model {model.info.model!r} can not be loaded from {model.folder}: {error}"
+                f"{name} can not be loaded from {model.folder}: {error}"
             ) from None
+        # Transformers only warns of these, and goes on with random weights.
+        absent = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+        if absent:
+            listed = ", ".join(sorted(absent)[:5]) + (" ..." if len(absent) > 5 else "")
+            raise DepthModelError(
+                f"{name} lacks {len(absent)} weights, or has them in another shape: {listed}."
+            )
         self._network = network.eval().to(self._device, memory_format=torch.channels_last)
         self._normalise(processor)
 

@@ -178,10 +178,11 @@ class WorkFolder:
         """Start a build, or go on with one.
 
         Raises:
-            RecipeMismatchError: a build of another recipe was begun here.
+            RecipeMismatchError: a build of another recipe has finished shards here.
         """
         held = self.held()
-        if held and held.fingerprint != project.pinned.fingerprint:
+        begun = any(self.shards.glob("*.json"))  # or there is nothing yet that could be lost
+        if held and begun and held.fingerprint != project.pinned.fingerprint:
             raise RecipeMismatchError(self.out, held.differences(project.pinned))
         shutil.rmtree(f"{self.built}.incomplete", ignore_errors=True)
         self.shards.mkdir(exist_ok=True)

@@ -16,9 +16,9 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
-import numpy as np  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
-from PIL import Image  # noqa: E402
+import numpy as np
+from hypothesis import HealthCheck, settings
+from PIL import Image
 
 settings.register_profile(
     "default",

@@ -57,7 +57,7 @@ class Settings:
     pool_side_px: int = 288
     held_out: int = 200
     # (side in px, batch, steps): most of the learning happens small, the end at the size of use.
-    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 2400), (256, 16, 900))
+    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 2000), (256, 16, 800))
     learning_rate: float = 3e-3
     warmup_steps: int = 200
     weight_decay: float = 1e-4
@@ -596,13 +596,15 @@ def finish(trainer: Trainer, rgb: Pictures, depth_mm: Millimetres, work: Path, o
     show_default=True,
     help="Folder for rendered scenes and the checkpoint; run again with the same one to resume.",
 )
-@click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes and threads.")
+@click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes that render.")
 @click.option("--pool", default=Settings.pool, show_default=True, help="Number of training scenes.")
 @click.option("--seed", default=Settings.seed, show_default=True, help="Seed of weights and batches.")
 def main(out: Path, work: Path, workers: int, pool: int, seed: int) -> None:
     """Render scenes, train the demo model on them, measure it, write its folder."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(workers)
+    # One thread: the sums' order, and so the weights, do not depend on the number of cores, and two threads
+    # that wait for each other after every layer are many times slower as soon as other work takes a core.
+    torch.set_num_threads(1)
     settings = replace(Settings(), pool=pool, seed=seed)
     logger.info("rendering %d scenes to %s", pool, work)
     rgb, depth_mm = render_pool(work / "pool", 0, pool, settings.pool_side_px, workers)

@@ -206,19 +206,28 @@ def test_numbers_of_the_card_equal_a_brute_force_recomputation(built, rows):
         assert table[kind][2] == " ".join(f"{v:.4f}" for v in (values / 255).mean(axis=0))
         assert table[kind][3] == " ".join(f"{v:.4f}" for v in (values / 255).std(axis=0))
     metres = pixels["depth"] / 1000
-    figures = [metres.mean(), metres.std(), metres.min(), *np.quantile(
-        metres, [0.05, 0.5, 0.95], method="inverted_cdf"), metres.max()]
+    figures = [
+        metres.mean(),
+        metres.std(),
+        metres.min(),
+        *np.quantile(metres, [0.05, 0.5, 0.95], method="inverted_cdf"),
+        metres.max(),
+    ]
     assert "| " + " | ".join(f"{f:.3f}" for f in figures) + " |" in card
     boxes = np.array([row["bbox"] for row in rows.values()], float)
     for name, column in zip(("x", "y", "width", "height"), boxes.T, strict=True):
         low, high = int(column.min()), int(column.max())
-        assert f"| {name} (px) | {column.mean():.2f} | {column.std():.2f} | {low} | {high} |" in card
+        assert (
+            f"| {name} (px) | {column.mean():.2f} | {column.std():.2f} | {low} | {high} |" in card
+        )
     share = pixels["mask"].reshape(120, -1).mean(axis=1) / 255
     assert f"mean {share.mean():.4f}, std {share.std():.4f}" in card
 
 
-@pytest.mark.parametrize("options", [("--workers", "2", "--shard-records", "17"),
-                                     ("--batch-size", "3", "--shard-records", "500")])
+@pytest.mark.parametrize(
+    "options",
+    [("--workers", "2", "--shard-records", "17"), ("--batch-size", "3", "--shard-records", "500")],
+)
 def test_workers_shards_and_batches_change_no_record(sources, tiny_model, rows, tmp_path, options):
     out = tmp_path / "out"
     fgbg("build", *sources, out, *OPTIONS, "--depth-model", tiny_model, *options)

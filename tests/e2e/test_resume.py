@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -36,10 +38,8 @@ def wait_until(process: subprocess.Popen[str], condition) -> bool:
 
 
 def linger(process: subprocess.Popen[str], seconds: float) -> None:
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def processes_of(session: int) -> list[int]:
@@ -104,8 +104,6 @@ def test_no_process_outlives_a_build_and_workers_resume(sources, tiny_model, tmp
     rest = processes_of(process.pid)
     for pid in rest:  # they end by themselves; wait without polling the clock
         descriptor = os.pidfd_open(pid)
-        import select
-
         assert select.select([descriptor], [], [], 60)[0], f"process {pid} is still there"
         os.close(descriptor)
     done = len(commits(out))

@@ -68,12 +68,16 @@ def test_jpeg_is_444_of_the_asked_quality_and_decodes_as_in_pillow() -> None:
     np.testing.assert_array_equal(by_opencv(data), by_pillow(data))
 
 
-@pytest.mark.parametrize(("quality", "worst", "mean"), [(100, 4, 1.0), (90, 24, 3.5)])
-def test_jpeg_stays_near_the_pixels(quality: int, worst: int, mean: float) -> None:
-    recipe = Recipe(image_quality=quality)
-    off = np.abs(by_pillow(encode_image(photo(), recipe)).astype(int) - photo())
-    assert off.max() <= worst
-    assert off.mean() <= mean
+@pytest.mark.parametrize("quality", [60, 90, 100])
+def test_jpeg_loses_no_more_than_pillows_encoder(quality: int) -> None:
+    data = encode_image(photo(), Recipe(image_quality=quality))
+    again = io.BytesIO()
+    Image.fromarray(photo()).save(again, "JPEG", quality=quality, subsampling="4:4:4")
+    ours, pillows = (
+        np.abs(by_pillow(encoded).astype(int) - photo()).mean()
+        for encoded in (data, again.getvalue())
+    )
+    assert ours < 1.05 * pillows
 
 
 def test_png_composites_are_exact_in_every_reader() -> None:
@@ -156,11 +160,11 @@ def test_snapped_depth_is_the_nearest_of_the_grid(near: int, far: int) -> None:
     got = by_opencv(codec.encode(every_value())).reshape(-1).astype(int)
     assert got[0] == 0
     assert set(got[1:].tolist()) == set(grid.tolist())
-    clipped = np.clip(np.arange(65536), near, far)
-    nearest = np.abs(grid[:, None] - clipped[None, 1:]).min(axis=0)
-    np.testing.assert_array_equal(np.abs(got - clipped)[1:], nearest)
-    # A quarter of a per cent, and half a unit of rounding.
-    assert (np.abs(got - clipped) <= clipped * 0.0025 + 1).all()
+    clipped = np.clip(np.arange(1, 65536), near, far)
+    off = np.abs(got[1:] - clipped)
+    assert (off <= clipped * 0.0025 + 1).all()  # a quarter of a per cent and the rounding
+    some = np.random.default_rng(0).choice(65535, 2000, replace=False)
+    np.testing.assert_array_equal(off[some], np.abs(grid[:, None] - clipped[some]).min(axis=0))
 
 
 def test_snapping_twice_changes_nothing() -> None:

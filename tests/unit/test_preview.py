@@ -271,6 +271,25 @@ def test_large_records_are_reduced_without_inventing_values(
     assert page.pictures("Composite")[0].size == page.pictures("Depth")[0].size == (174, 174)
 
 
+def test_noisy_pictures_take_rows_and_long_names_are_cut(sources: Folders, tmp_path: Path) -> None:
+    backgrounds = tmp_path / "bg"
+    backgrounds.mkdir()
+    for seed in range(2):
+        noise = np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8)
+        Image.fromarray(noise).save(backgrounds / f"{'long name ' * 20}{seed}.png")
+    make_build(tmp_path / "out", (sources[0], backgrounds), placements=1, holdout=0)
+    paths = write_preview(tmp_path / "out")
+    assert all(path.stat().st_size < 4_000_000 for path in paths)
+    with Image.open(paths[0]) as sheet:
+        layout = SheetLayout(224, WITH_DEPTH, 4)
+        assert sheet.size == (layout.width, layout.height)
+        caption = layout.cell(0, "fg_bg")[1] + layout.side + 6
+        band = np.asarray(sheet.crop((0, caption, sheet.width, caption + 20)))
+    inked = np.flatnonzero((band < 255).any(axis=(0, 2)))
+    assert inked[0] >= layout.margin
+    assert layout.width / 2 < inked[-1] <= layout.width - layout.margin
+
+
 def test_relative_depth_is_said_to_have_no_unit(sources: Folders, tmp_path: Path) -> None:
     make_build(
         tmp_path, sources, size=32, foreground_size=16, placements=1, depth=RELATIVE, holdout=0
