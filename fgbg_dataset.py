@@ -11,9 +11,10 @@ committed in a hidden folder beside the output first, so that the same call resu
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ from builder.work import (
     write_metadata,
 )
 
-_RECIPE_FIELDS = {field.name for field in fields(Recipe)}
 # Streaming resumes at the start of a unit, and `datasets` slows down beyond some ten thousand.
 _UNIT_RECORDS, _MAX_UNITS = 32, 50_000
 
@@ -72,7 +72,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         background_dir: photographs; JPEG, PNG, WebP, TIFF or BMP.
         recipe: a whole recipe; or give its fields as keyword arguments (`placements=5`).
         skip_bad: go on without files that can not be used.
-        cache_dir: as for every `datasets` builder.
+        cache_dir: as for every `datasets` builder; `options` may hold its other arguments too.
 
     Raises:
         RecipeError: a field of the recipe makes no sense.
@@ -93,7 +93,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         cache_dir: str | None = None,
         **options: Any,
     ) -> None:
-        chosen = {name: options.pop(name) for name in _RECIPE_FIELDS & set(options)}
+        base = inspect.signature(datasets.GeneratorBasedBuilder.__init__).parameters
+        chosen = {name: options.pop(name) for name in set(options) - set(base)}
         if recipe is not None and chosen:
             raise RecipeError(f"give either recipe or {', '.join(sorted(chosen))}, not both.")
         self._project: Project | None = None
@@ -102,7 +103,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             cache_dir=cache_dir,
             foreground_dir=os.fspath(foreground_dir),
             background_dir=os.fspath(background_dir),
-            recipe=recipe or Recipe(**chosen),
+            recipe=recipe or Recipe.from_dict(chosen),
             skip_bad=skip_bad,
             **options,
         )

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import io
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from builder.errors import NotABuildError
 from builder.plan import Plan, SplitPlan
 from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, PinnedRecipe, Recipe
 from builder.schema import record_columns
-from builder.shards import ROW_GROUP_RECORDS, write_text
+from builder.shards import ROW_GROUP_RECORDS, write_bytes, write_text
 from builder.sources import printable
 from builder.work import SOURCES_FILE, built_format, read_recipe, shard_file
 
@@ -38,7 +37,7 @@ PAGE_FILE = "assets/preview.html"
 
 SHEET_ROWS, PAGE_RECORDS = 6, 32
 _MIN_SHEET_ROWS = 4  # one a split
-_MAX_SHEET_BYTES = 1_200_000
+_MAX_SHEET_BYTES = 1_800_000
 _MAX_SIDE = 256  # px; larger records are shown reduced, smaller ones enlarged up to this
 _MAX_EMBEDDED_BYTES = 40_000  # larger composites are encoded again for the page
 _PAGE_QUALITY = 85
@@ -157,22 +156,9 @@ def write_preview(out: Path) -> tuple[Path, Path]:
         scale = DepthScale.around(depths, pinned.depth)
     sheet, page = out / SHEET_FILE, out / PAGE_FILE
     sheet.parent.mkdir(exist_ok=True)
-    _write_bytes(sheet, _sheet_png(out, pinned, samples, scale))
+    write_bytes(sheet, _sheet_png(out, pinned, samples, scale))
     write_text(page, _page_html(pinned, samples, scale))
     return sheet, page
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is either there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # Choosing and reading

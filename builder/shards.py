@@ -213,8 +213,13 @@ def read_sources(path: Path) -> list[Source]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is either there whole or not at all."""
-    with _atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is either there whole or not at all."""
+    with _atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,7 +1,8 @@
 """Draw the demo sources, 12 foregrounds and 12 backgrounds: `python -m training.make_demo_sources`.
 
-Every picture is rendered by `training.scenes`, from a seed and nothing else. The same command writes the
-same bytes (on another kind of CPU a pixel may differ by a level: NumPy's float functions round differently).
+Every picture is rendered by `training.scenes`, from a seed and nothing else. The same command
+writes the same bytes (on another kind of CPU a pixel may differ by a level: NumPy's float functions
+round differently).
 """
 
 from __future__ import annotations

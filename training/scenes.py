@@ -3,11 +3,11 @@
 `render(seed)` draws one room, corridor, courtyard or street and returns its picture and its depth;
 `render_cutout(seed)` draws one object with soft alpha. A picture depends on its arguments alone.
 
-Conventions. World and camera space: x right, y up, z forward, metres. Points and rays are (3, N) float32;
-N runs over pixels row by row. A camera ray's direction has z = 1 in camera space, so the ray parameter t
-of a hit *is* its z-depth (distance along the optical axis, not along the ray). Depth is clipped to
-0.1..10 m, the range of NYU Depth v2 that DenseDepth uses; the sky has 10 m. Colours are linear RGB until
-`_develop`.
+Conventions. World and camera space: x right, y up, z forward, metres. Points and rays are (3, N)
+float32; N runs over pixels row by row. A camera ray's direction has z = 1 in camera space, so the
+ray parameter t of a hit *is* its z-depth (distance along the optical axis, not along the ray).
+Depth is clipped to 0.1..10 m, the range of NYU Depth v2 that DenseDepth uses; the sky has 10 m.
+Colours are linear RGB until `_develop`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+# float32 everywhere; NumPy's own types promise no more than some float.
+Array = npt.NDArray[np.floating[Any]]
 Bytes = npt.NDArray[np.uint8]
 Rng = np.random.Generator
 Point = tuple[float, float, float]
@@ -33,17 +34,18 @@ MAX_DEPTH_M = 10.0
 
 _EPSILON_M = 1e-3
 _FAR_M = 1e6
-# A block of scene seeds shares a library of cut-outs, so held-out blocks paste objects never trained on.
+# A block of scene seeds shares a library of cut-outs, so held-out blocks paste objects never
+# trained on.
 _SEEDS_PER_BLOCK = 100_000
 _CUTOUTS_PER_BLOCK = 160
 
 
-# ----------------------------------------------------------------------------------------- materials
+# ---------------------------------------------------------------------------------------- materials
 
 
 @dataclass(frozen=True)
 class Material:
-    """How a surface looks: a pattern mixing two linear colours, plus grain, bumps, shine and glow."""
+    """How a surface looks: two linear colours in a pattern, with grain, bumps, shine and glow."""
 
     base: Colour
     second: Colour = (0.0, 0.0, 0.0)
@@ -54,6 +56,11 @@ class Material:
     shine: float = 0.0
     glow: float = 0.0
     seed: int = 0
+
+
+def _vec(values: npt.ArrayLike) -> Array:
+    """Any numbers as float32."""
+    return np.asarray(values, np.float32)
 
 
 @functools.cache
@@ -84,7 +91,7 @@ def _noise(u: Array, v: Array, scale_m: float, seed: int) -> Array:
 
 
 def _cell_hash(column: Array, row: Array, seed: int) -> Array:
-    """A fixed pseudo-random value in 0..1 per integer cell (integer arithmetic: equal everywhere)."""
+    """A fixed pseudo-random value in 0..1 per integer cell (integers: equal everywhere)."""
     key = (
         column.astype(np.int64) * 73_856_093 ^ row.astype(np.int64) * 19_349_663 ^ seed * 83_492_791
     )
@@ -119,15 +126,15 @@ def _planks(u: Array, v: Array, m: Material) -> Array:
 
 
 def _checker(u: Array, v: Array, m: Material) -> Array:
-    return ((np.floor(u / m.scale_m) + np.floor(v / m.scale_m)) % 2).astype(np.float32)
+    return _vec((np.floor(u / m.scale_m) + np.floor(v / m.scale_m)) % 2)
 
 
-def _stripes(u: Array, v: Array, m: Material) -> Array:
-    return (np.floor(u / m.scale_m) % 2).astype(np.float32)
+def _stripes(u: Array, _v: Array, m: Material) -> Array:
+    return _vec(np.floor(u / m.scale_m) % 2)
 
 
-def _bands(u: Array, v: Array, m: Material) -> Array:
-    return (np.floor(v / m.scale_m) % 2).astype(np.float32)
+def _bands(_u: Array, v: Array, m: Material) -> Array:
+    return _vec(np.floor(v / m.scale_m) % 2)
 
 
 def _stone(u: Array, v: Array, m: Material) -> Array:
@@ -160,7 +167,7 @@ def _cobbles(u: Array, v: Array, m: Material) -> Array:
 def _dots(u: Array, v: Array, m: Material) -> Array:
     x, y = u / m.scale_m, v / m.scale_m
     x = x + 0.5 * (np.floor(y) % 2)
-    return (np.hypot(x % 1 - 0.5, y % 1 - 0.5) < 0.22).astype(np.float32)
+    return _vec(np.hypot(x % 1 - 0.5, y % 1 - 0.5) < 0.22)
 
 
 def _facade(u: Array, v: Array, m: Material) -> Array:
@@ -175,7 +182,7 @@ def _facade(u: Array, v: Array, m: Material) -> Array:
     return np.where(pane & ~bar, glass, np.where(frame, 1.0, wall)).astype(np.float32)
 
 
-def _half(u: Array, v: Array, m: Material) -> Array:
+def _half(_u: Array, v: Array, m: Material) -> Array:
     return (v > m.scale_m).astype(np.float32)
 
 
@@ -197,14 +204,16 @@ _PATTERNS: dict[str, Callable[[Array, Array, Material], Array]] = {
 
 
 def _albedo(m: Material, u: Array, v: Array, pixel_m: Array) -> Array:
-    """Linear colour (3, N) at texture coordinates in metres; `pixel_m` is how wide a pixel is there."""
+    """Linear colour (3, N) at texture coordinates in metres; `pixel_m` is how wide a pixel is
+    there.
+    """
     mix = _PATTERNS[m.pattern](u, v, m)
     if m.pattern != "plain":
         # A pattern finer than a pixel must fade to its mean, or it would alias into moire.
         keep = (m.scale_m / (4 * pixel_m) - 0.4).clip(0, 1)
         mix = mix.mean() + (mix - mix.mean()) * keep
     grain = 1 + m.grain * 2 * (_noise(u, v, 0.9, m.seed + 11) - 0.5)
-    base, second = np.float32(m.base)[:, None], np.float32(m.second)[:, None]
+    base, second = _vec(m.base)[:, None], _vec(m.second)[:, None]
     colour: Array = ((second + (base - second) * mix) * grain).clip(0, None)
     return colour
 
@@ -216,8 +225,8 @@ def _albedo(m: Material, u: Array, v: Array, pixel_m: Array) -> Array:
 class Shape:
     """An affine image of a unit sphere, a unit box (|x|, |y|, |z| <= 1) or a unit frustum.
 
-    The frustum has its axis along y, radius 1 at y = -1 and `taper` at y = +1. `rotation` (3, 3) turns
-    local axes into world axes; `half_m` (3,) are the half extents before it.
+    The frustum has its axis along y, radius 1 at y = -1 and `taper` at y = +1. `rotation` (3, 3)
+    turns local axes into world axes; `half_m` (3,) are the half extents before it.
     """
 
     form: Form
@@ -312,7 +321,9 @@ def intersect(shape: Shape, origin: Array, direction: Array) -> Array:
 def _near_rays(
     shape: Shape, origin: Array, direction: Array, squared: Array
 ) -> npt.NDArray[np.intp]:
-    """Indices of the rays that pass through the shape's bounding sphere; `squared` is |direction|^2."""
+    """Indices of the rays that pass through the shape's bounding sphere; `squared` is
+    |direction|^2.
+    """
     offset = shape.centre[:, None] - origin
     along = _dot(offset, direction)
     away = _dot(offset, offset) - along * along / squared
@@ -322,7 +333,9 @@ def _near_rays(
 def trace(
     shapes: Sequence[Shape], origin: Array, direction: Array
 ) -> tuple[Array, npt.NDArray[np.int32]]:
-    """First hit of every ray: ray parameter (N,), infinity for none, and shape index (N,), -1 for none."""
+    """First hit of every ray: ray parameter (N,), infinity for none, and shape index (N,), -1 for
+    none.
+    """
     count = direction.shape[1]
     best = np.full(count, np.inf, np.float32)
     which = np.full(count, -1, np.int32)
@@ -342,7 +355,9 @@ def trace(
 def _blocked(
     shapes: Sequence[Shape], origin: Array, direction: Array, distance_m: Array
 ) -> npt.NDArray[np.bool_]:
-    """Whether something lies between each origin (3, N) and its light, `distance_m` along a unit direction."""
+    """Whether something lies between each origin (3, N) and its light, `distance_m` along a unit
+    direction.
+    """
     blocked = np.zeros(origin.shape[1], np.bool_)
     squared = np.ones_like(distance_m)
     for shape in shapes:
@@ -361,7 +376,9 @@ def _unit(vector: Array) -> Array:
 
 
 def _surface(shape: Shape, point: Array) -> tuple[Array, Array, Array]:
-    """Outward unit normal (3, N) and texture coordinates u, v (N,) in metres at points on the shape."""
+    """Outward unit normal (3, N) and texture coordinates u, v (N,) in metres at points on the
+    shape.
+    """
     local = shape.to_local @ (point - shape.centre[:, None])
     metres = (local + 1) * shape.half_m[:, None]
     if shape.form == "box":
@@ -392,7 +409,7 @@ def _surface(shape: Shape, point: Array) -> tuple[Array, Array, Array]:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: position in metres, angles in degrees, horizontal field of view in degrees."""
+    """A pinhole camera: position in metres, angles and horizontal field of view in degrees."""
 
     position: Point = (0.0, 1.5, 0.0)
     yaw_deg: float = 0.0
@@ -430,7 +447,7 @@ def _turn(axis: int, angle: float) -> Array:
 
 @dataclass(frozen=True)
 class Light:
-    """One main light (the sun far away, or a lamp at a point in metres) over a soft ambient dome."""
+    """One main light (a far sun, or a lamp at a point in metres) over a soft ambient dome."""
 
     position: Point
     colour: Colour
@@ -442,7 +459,7 @@ class Light:
 
 @dataclass
 class Scene:
-    """Everything a picture is made of; `planes` (K, 4) are big surfaces that darken their corners."""
+    """All that a picture is made of; `planes` (K, 4) are big surfaces that darken their corners."""
 
     camera: Camera
     light: Light
@@ -459,7 +476,7 @@ def _sky(scene: Scene, direction: Array) -> Array:
     """Sky colour (3, N): a gradient from the horizon up, with clouds of 1/f noise."""
     unit = _unit(direction)
     height = unit[1].clip(0, 1)
-    low, high = np.float32(scene.sky_low)[:, None], np.float32(scene.sky_high)[:, None]
+    low, high = _vec(scene.sky_low)[:, None], _vec(scene.sky_high)[:, None]
     colour = low + (high - low) * np.sqrt(height)
     above = np.maximum(unit[1], np.float32(0.06)) + np.float32(0.12)
     cloud = _noise(unit[0] / above, unit[2] / above, 3.0, scene.seed)
@@ -470,7 +487,7 @@ def _sky(scene: Scene, direction: Array) -> Array:
 
 
 def _openness(scene: Scene, point: Array, normal: Array) -> Array:
-    """Ambient occlusion (N,) in 0..1 from the bounding spheres of nearby shapes and the big planes."""
+    """Ambient occlusion (N,) in 0..1 by nearby shapes, taken as spheres, and the big planes."""
     light = np.ones(point.shape[1], np.float32)
     for shape in scene.shapes:
         if not shape.occludes or shape.radius_m > 2.5:
@@ -520,14 +537,14 @@ def _texture(
 def _shade(
     scene: Scene, which: npt.NDArray[np.int32], point: Array, pixel_m: Array, rng: Rng
 ) -> Array:
-    """Linear colour (3, N) of hit points: ambient times occlusion, one shadowed light, a highlight."""
-    eye = np.float32(scene.camera.position)[:, None]
+    """Linear colour (3, N) of hit points: occluded ambient, one shadowed light, a highlight."""
+    eye = _vec(scene.camera.position)[:, None]
     toward = _unit(eye - point)
     albedo, normal, shine, glow = _texture(scene, which, point, toward, pixel_m)
     light = scene.light
     # One jittered light ray per sample: penumbras are soft once samples are averaged or blurred.
     jitter = rng.uniform(-1, 1, point.shape).astype(np.float32) * np.float32(light.size_m)
-    to_light = np.float32(light.position)[:, None] + jitter - (0 if light.is_sun else point)
+    to_light = _vec(light.position)[:, None] + jitter - (0 if light.is_sun else point)
     distance = np.sqrt(_dot(to_light, to_light))
     to_light = to_light / distance
     facing = _dot(to_light, normal).clip(0, None)
@@ -540,13 +557,13 @@ def _shade(
         facing = facing * (9 / (3 + distance**2))
     up = (0.5 + 0.5 * normal[1])[None]
     dome_up, dome_down = (
-        np.float32(light.ambient_up)[:, None],
-        np.float32(light.ambient_down)[:, None],
+        _vec(light.ambient_up)[:, None],
+        _vec(light.ambient_down)[:, None],
     )
     ambient = (dome_down + (dome_up - dome_down) * up) * _openness(scene, point, normal)
     half = _unit(to_light + toward)
     gloss = shine * _dot(half, normal).clip(0, 1) ** 40 * (facing > 0)
-    colour = np.float32(light.colour)[:, None]
+    colour = _vec(light.colour)[:, None]
     shaded: Array = albedo * (ambient + colour * facing + glow) + colour * gloss * np.float32(0.8)
     return shaded
 
@@ -554,7 +571,7 @@ def _shade(
 def _cast(scene: Scene, height: int, width: int, rng: Rng) -> tuple[Array, Array]:
     """Linear picture (H, W, 3) and unclipped z-depth (H, W), infinite in the sky."""
     direction = scene.camera.rays(height, width)
-    origin = np.float32(scene.camera.position)[:, None]
+    origin = _vec(scene.camera.position)[:, None]
     t, which = trace(scene.shapes, origin, direction)
     colour = _sky(scene, direction)
     hit = np.flatnonzero(which >= 0)
@@ -564,12 +581,12 @@ def _cast(scene: Scene, height: int, width: int, rng: Rng) -> tuple[Array, Array
         pixel_m = t[part] * np.float32(2 * np.tan(np.radians(scene.camera.fov_deg) / 2) / width)
         shaded = _shade(scene, which[part], point, pixel_m, rng)
         veil = np.exp(-t[part] / np.float32(scene.fog_m))
-        fog = np.float32(scene.sky_low)[:, None]
+        fog = _vec(scene.sky_low)[:, None]
         colour[:, part] = fog + (shaded - fog) * veil
     return np.ascontiguousarray(colour.T).reshape(height, width, 3), t.reshape(height, width)
 
 
-# -------------------------------------------------------------------------------- building and props
+# ------------------------------------------------------------------------------- building and props
 
 
 def _pick(rng: Rng, options: Sequence[Colour], spread: float = 0.12) -> Colour:
@@ -582,7 +599,8 @@ def _pick(rng: Rng, options: Sequence[Colour], spread: float = 0.12) -> Colour:
 
 _WALLS: list[Colour] = [
     (0.93, 0.9, 0.84), (0.85, 0.87, 0.88), (0.8, 0.84, 0.78), (0.9, 0.82, 0.72), (0.72, 0.8, 0.86),
-    (0.62, 0.68, 0.62), (0.87, 0.72, 0.66), (0.95, 0.94, 0.92), (0.55, 0.6, 0.68), (0.9, 0.86, 0.66),
+    (0.62, 0.68, 0.62), (0.87, 0.72, 0.66), (0.95, 0.94, 0.92), (0.55, 0.6, 0.68),
+    (0.9, 0.86, 0.66),
 ]  # fmt: skip
 _WOODS: list[Colour] = [
     (0.65, 0.47, 0.3), (0.5, 0.34, 0.2), (0.78, 0.62, 0.44), (0.38, 0.25, 0.16), (0.72, 0.54, 0.36),
@@ -621,13 +639,13 @@ class _Kit:
         self, shapes: list[Shape], x: float = 0, z: float = 0, yaw_deg: float = 0, y: float = 0
     ):
         self.shapes = shapes
-        self.place = np.array([x, y, z], np.float32)
-        self.turn = _turn(1, float(np.radians(yaw_deg)))
+        self.place: Array = np.array([x, y, z], np.float32)
+        self.turn: Array = _turn(1, float(np.radians(yaw_deg)))
 
     def at(self, x: float, z: float, yaw_deg: float = 0, y: float = 0) -> _Kit:
         """A kit for the same shapes whose frame is placed inside this one."""
         kit = _Kit(self.shapes)
-        kit.place = self.place + self.turn @ np.float32([x, y, z])
+        kit.place = self.place + self.turn @ _vec([x, y, z])
         kit.turn = self.turn @ _turn(1, float(np.radians(yaw_deg)))
         return kit
 
@@ -642,9 +660,9 @@ class _Kit:
         turn: Array | None = None,
         occludes: bool = True,
     ) -> None:
-        where = (self.place + self.turn @ np.float32(centre)).astype(np.float32)
+        where = (self.place + self.turn @ _vec(centre)).astype(np.float32)
         rotation = (self.turn if turn is None else self.turn @ turn).astype(np.float32)
-        half = np.maximum(np.float32(half_m), np.float32(1e-3))
+        half = np.maximum(_vec(half_m), np.float32(1e-3))
         self.shapes.append(Shape(form, where, half, rotation, material, taper, occludes))
 
     def box(self, centre: Point, size: Point, material: Material, yaw_deg: float = 0) -> None:
@@ -933,7 +951,7 @@ def _planter(kit: _Kit, rng: Rng) -> None:
     _bush(kit.at(0, 0, y=0.3), rng)
 
 
-# ---------------------------------------------------------------------------------------- four kinds
+# --------------------------------------------------------------------------------------- four kinds
 
 
 def _wall_finish(rng: Rng) -> Material:
@@ -956,7 +974,9 @@ def _floor_finish(rng: Rng) -> Material:
 def _shell(
     kit: _Kit, rng: Rng, left: float, right: float, near: float, far: float, high: float
 ) -> Material:
-    """Floor, ceiling and the four walls of an interior, as slabs 0.2 m thick; returns the wall finish."""
+    """Floor, ceiling and the four walls of an interior, as slabs 0.2 m thick; returns the wall
+    finish.
+    """
     wall = _wall_finish(rng)
     other = wall if rng.random() < 0.6 else _wall_finish(rng)
     floor = _floor_finish(rng)
@@ -1267,13 +1287,13 @@ def _street(rng: Rng) -> Scene:
             _house(front.at(0, float(rng.uniform(0, 0.5))), rng, width, float(rng.uniform(3, 9)))
             z += width + gap
     for _ in range(int(rng.integers(3, 9))):
-        side = float(rng.choice([-1, 1]))
+        edge = float(rng.choice([-1, 1]))
         z = float(rng.uniform(2.2, 16))
         if rng.random() < 0.3:
-            _car(kit.at(side * (road / 2 - 0.9), z + 2, 180 * (rng.random() < 0.5)), rng)
+            _car(kit.at(edge * (road / 2 - 0.9), z + 2, 180 * (rng.random() < 0.5)), rng)
         else:
             _outdoor_prop(
-                kit.at(side * (road / 2 + rng.uniform(0.2, 0.8) * walk), z, rng.uniform(-180, 180)),
+                kit.at(edge * (road / 2 + rng.uniform(0.2, 0.8) * walk), z, rng.uniform(-180, 180)),
                 rng,
             )
     if rng.random() < 0.5:
@@ -1294,7 +1314,7 @@ _BUILDERS: dict[str, Callable[[Rng], Scene]] = {
 def build_scene(seed: int, kind: str) -> Scene:
     """The scene of a seed, without anything that touches or covers the camera."""
     scene = _BUILDERS[kind](np.random.default_rng([seed, KINDS.index(kind)]))
-    eye = np.float32(scene.camera.position)
+    eye = _vec(scene.camera.position)
     kept = []
     for shape in scene.shapes:
         gap = float(np.linalg.norm(shape.centre - eye)) - shape.radius_m
@@ -1304,7 +1324,7 @@ def build_scene(seed: int, kind: str) -> Scene:
     return scene
 
 
-# ------------------------------------------------------------------------------------------ cut-outs
+# ----------------------------------------------------------------------------------------- cut-outs
 
 
 Distance = Callable[[Array], Array]
@@ -1312,7 +1332,9 @@ Distance = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Part:
-    """One solid of a cut-out: a signed distance in metres, its look, and how softly it melts into the rest."""
+    """One solid of a cut-out: a signed distance in metres, its look, and how softly it melts into
+    the rest.
+    """
 
     distance: Distance
     material: Material
@@ -1321,7 +1343,7 @@ class Part:
 
 
 def _offset(p: Array, centre: Point) -> Array:
-    return p - np.float32(centre)[:, None]
+    return p - _vec(centre)[:, None]
 
 
 def _length(*parts: Array) -> Array:
@@ -1330,7 +1352,7 @@ def _length(*parts: Array) -> Array:
 
 
 def _sdf_ellipsoid(centre: Point, half: Point, turn: Array | None = None) -> Distance:
-    scale = np.float32(half)[:, None]
+    scale = _vec(half)[:, None]
 
     def distance(p: Array) -> Array:
         q = _offset(p, centre)
@@ -1347,19 +1369,20 @@ def _sdf_ball(centre: Point, radius: float) -> Distance:
 
 def _sdf_box(centre: Point, half: Point, edge: float = 0.02, turn: Array | None = None) -> Distance:
     """A box with edges rounded at radius `edge`."""
-    core = np.maximum(np.float32(half) - np.float32(edge), 0)[:, None]
+    core = np.maximum(_vec(half) - np.float32(edge), 0)[:, None]
 
     def distance(p: Array) -> Array:
         q = _offset(p, centre)
         q = abs(q if turn is None else turn.T @ q) - core
-        return _length(*np.maximum(q, 0)) + np.minimum(q.max(0), 0) - np.float32(edge)
+        outside = _length(*np.maximum(q, 0))
+        return outside + np.minimum(q.max(0), np.float32(0)) - np.float32(edge)
 
     return distance
 
 
 def _sdf_rod(start: Point, end: Point, low: float, high: float | None = None) -> Distance:
     """A capsule whose radius runs from `low` at the start to `high` at the end."""
-    axis = np.float32(end) - np.float32(start)
+    axis = _vec(end) - _vec(start)
     squared = float(axis @ axis)
     high = low if high is None else high
 
@@ -1419,8 +1442,8 @@ def _sdf_disc(
 def _sdf_lathe(
     centre: Point, outline: Sequence[tuple[float, float]], edge: float = 0.01
 ) -> Distance:
-    """A solid of revolution; `outline` lists (radius, height) once around the closed half section."""
-    corners = np.float32(outline)
+    """A solid of revolution; `outline` lists (radius, height) around the closed half section."""
+    corners = _vec(outline)
 
     def distance(p: Array) -> Array:
         q = _offset(p, centre)
@@ -1441,7 +1464,7 @@ def _sdf_lathe(
 
 def _field(parts: Sequence[Part], p: Array) -> Array:
     """Signed distance (N,) of the whole object, parts melted together."""
-    total = np.full(p.shape[1], np.float32(1e3))
+    total: Array = np.full(p.shape[1], np.float32(1e3))
     for part in parts:
         d = part.distance(p)
         if part.carve:
@@ -1455,7 +1478,7 @@ def _field(parts: Sequence[Part], p: Array) -> Array:
 
 
 def _part_albedo(parts: Sequence[Part], p: Array, pixel_m: float) -> tuple[Array, Array, Array]:
-    """Colour (3, N), shine (N,) and glow (N,): the nearest parts, mixed where they melt together."""
+    """Colour (3, N), shine (N,) and glow (N,) of the nearest parts, mixed where they melt."""
     colour, shine, glow = (
         np.zeros_like(p),
         np.zeros(p.shape[1], np.float32),
@@ -1475,10 +1498,12 @@ def _part_albedo(parts: Sequence[Part], p: Array, pixel_m: float) -> tuple[Array
 
 
 def _march(parts: Sequence[Part], origin: Array, direction: Array, reach_m: float) -> Array:
-    """Ray parameter (N,) at the object's surface along unit directions, infinity where it is missed."""
+    """Ray parameter (N,) at the object's surface along unit directions, infinity where it is
+    missed.
+    """
     t = np.full(direction.shape[1], np.inf, np.float32)
     # Only the rays through the unit ball around (0, 0.5, 0) can hit: every object lies inside it.
-    offset = origin - np.float32([0, 0.5, 0])[:, None]
+    offset = origin - _vec([0, 0.5, 0])[:, None]
     along = _dot(offset, direction)
     under = along * along - _dot(offset, offset) + np.float32(1.1)
     alive = np.flatnonzero(under > 0)
@@ -1514,24 +1539,23 @@ def _object_light(parts: Sequence[Part], p: Array, n: Array, key: Array) -> tupl
 def _shade_object(
     parts: Sequence[Part], p: Array, toward: Array, pixel_m: float, warm: float
 ) -> Array:
-    """Display colour (3, N) of surface points: key light with soft shadow, dome, highlight and rim."""
+    """Display colour (3, N) of points: key light with soft shadow, dome, highlight and rim."""
     h = np.float32(1.2e-3)
-    corners = np.float32([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
-    n = _unit(sum(k[:, None] * _field(parts, p + k[:, None] * h) for k in corners))  # type: ignore[arg-type]
-    key = _unit(np.float32([[-0.55], [0.8], [-0.6]]))
+    corners = _vec([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
+    # The field's gradient from four corners of a tetrahedron, one evaluation fewer than by axes.
+    n = _unit(sum(k[:, None] * _field(parts, p + k[:, None] * h) for k in corners))
+    key = _unit(_vec([[-0.55], [0.8], [-0.6]]))
     albedo, shine, glow = _part_albedo(parts, p, pixel_m)
     shadow, open_ = _object_light(parts, p, n, key)
     facing = (_dot(n, key) * 0.85 + 0.15).clip(0, 1) * shadow
-    dome = np.float32([[0.34], [0.37], [0.42]]) * (0.75 + 0.35 * n[1]) * open_
-    sun = np.float32([[1.0], [0.97 - 0.08 * warm], [0.92 - 0.22 * warm]])
+    dome = _vec([[0.34], [0.37], [0.42]]) * (0.75 + 0.35 * n[1]) * open_
+    sun = _vec([[1.0], [0.97 - 0.08 * warm], [0.92 - 0.22 * warm]])
     lit = albedo * (dome + sun * facing * np.float32(1.05) + glow)
     half = _unit(key + toward)
     gloss = shine * (_dot(n, half).clip(0, 1) ** 60) * shadow
     rim = (1 - _dot(n, toward).clip(0, 1)) ** 4 * open_ * (0.05 + 0.15 * shine)
     lit = lit + sun * gloss * np.float32(0.75) + rim
-    shown: Array = (lit * (1 + lit / 6) / (1 + lit * np.float32(0.55))).clip(0, 1) ** np.float32(
-        1 / 2.2
-    )
+    shown: Array = (lit * (1 + lit / 6) / (1 + lit * np.float32(0.55))).clip(0, 1) ** _vec(1 / 2.2)
     return shown
 
 
@@ -2016,8 +2040,8 @@ CUTOUTS: dict[str, tuple[Callable[[Rng], list[Part]], float]] = {
 def render_cutout(seed: int, size: int = 192, name: str | None = None, samples: int = 3) -> Bytes:
     """One object cut out: (H, W, 4) uint8 RGBA, `size` px on the longer side, with soft alpha.
 
-    Colour is not premultiplied. `name` is one of `CUTOUTS` (default: by seed, seen from a random side);
-    `samples` x `samples` rays make a pixel, and alpha is the share of them that hit.
+    Colour is not premultiplied. `name` is one of `CUTOUTS` (default: by seed, seen from a random
+    side); `samples` x `samples` rays make a pixel, and alpha is the share of them that hit.
     """
     rng = np.random.default_rng([seed, 77])
     names = list(CUTOUTS)
@@ -2029,7 +2053,7 @@ def render_cutout(seed: int, size: int = 192, name: str | None = None, samples: 
     eye_m = 3.6
     camera = Camera(yaw_deg=yaw, pitch_deg=pitch, fov_deg=34)
     back = camera.rotation()[:, 2:]
-    origin = (np.float32([0, 0.5, 0])[:, None] - back * np.float32(eye_m)).astype(np.float32)
+    origin = (_vec([0, 0.5, 0])[:, None] - back * np.float32(eye_m)).astype(np.float32)
     box = _extent(parts, camera, origin)
     direction, shape = _window(camera, box, size, samples)
     t = _march(parts, origin, direction, 6.0)
@@ -2047,7 +2071,7 @@ def render_cutout(seed: int, size: int = 192, name: str | None = None, samples: 
 def _extent(
     parts: Sequence[Part], camera: Camera, origin: Array
 ) -> tuple[float, float, float, float]:
-    """Left, bottom, right, top of the object in the camera's plane z = 1, a hair wider than it is."""
+    """Left, bottom, right, top of the object in the camera's plane z = 1, a hair wider."""
     count = 96
     reach = float(np.tan(np.radians(camera.fov_deg) / 2))
     seen = np.isfinite(_march(parts, origin, _unit(camera.rays(count, count)), 6.0)).reshape(
@@ -2063,7 +2087,9 @@ def _extent(
 def _window(
     camera: Camera, box: tuple[float, float, float, float], size: int, samples: int
 ) -> tuple[Array, tuple[int, int]]:
-    """Unit ray directions (3, N) over the box and the sampled (height, width), multiples of `samples`."""
+    """Unit ray directions (3, N) over the box and the sampled (height, width), multiples of
+    `samples`.
+    """
     left, bottom, right, top = box
     pixel = max(right - left, top - bottom) / size
     width = max(1, round((right - left) / pixel)) * samples
@@ -2087,7 +2113,7 @@ def _coverage(
     return _to_bytes(np.concatenate([rgb, count[..., None] / samples**2], axis=-1))
 
 
-# ------------------------------------------------------------------------------------------ pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def _develop(linear: Array, exposure: float, tint: Array) -> Array:
@@ -2110,7 +2136,7 @@ def _blur(picture: Array, sigma_px: float) -> Array:
         pad[axis] = (reach, reach)
         wide = np.pad(picture, pad, mode="edge")
         size = picture.shape[axis]
-        picture = sum(  # type: ignore[assignment]
+        picture = sum(
             w * np.take(wide, np.arange(k, k + size), axis=axis) for k, w in enumerate(weights)
         )
     return picture
@@ -2141,9 +2167,9 @@ def render(
 ) -> tuple[Bytes, Array]:
     """A training picture and its exact depth.
 
-    Returns (H, W, 3) uint8 RGB and (H, W) float32 z-depth in metres within 0.1..10. `size` is (height,
-    width); `kind` defaults to `KINDS[seed % 4]`; `pasted` adds cut-outs as flat boards standing in the
-    scene, as composites have them (default: six pictures in ten).
+    Returns (H, W, 3) uint8 RGB and (H, W) float32 z-depth in metres within 0.1..10. `size` is
+    (height, width); `kind` defaults to `KINDS[seed % 4]`; `pasted` adds cut-outs as flat boards
+    standing in the scene, as composites have them (default: six pictures in ten).
     """
     kind = kind or KINDS[seed % len(KINDS)]
     scene = build_scene(seed, kind)
@@ -2159,7 +2185,9 @@ def render(
 
 
 def render_background(seed: int, size: tuple[int, int], kind: str, samples: int = 4) -> Bytes:
-    """A clean picture (H, W, 3) of a scene, `samples` x `samples` rays per pixel and no camera faults."""
+    """A clean picture (H, W, 3) of a scene, `samples` x `samples` rays per pixel and no camera
+    faults.
+    """
     scene = build_scene(seed, kind)
     rng = np.random.default_rng([seed, KINDS.index(kind), 2])
     height, width = size
@@ -2195,7 +2223,9 @@ def _resize(rgba: Bytes, height: int, width: int) -> Array:
 
 
 def _paste(picture: Array, depth_m: Array, seed: int, rng: Rng) -> tuple[Array, Array]:
-    """Pastes one or two cut-outs as flat boards, each where its foot meets the scene behind, or nearer."""
+    """Pastes one or two cut-outs as flat boards, each where its foot meets the scene behind, or
+    nearer.
+    """
     height, width = depth_m.shape
     picture, depth_m = picture.copy(), depth_m.copy()
     block = (seed // _SEEDS_PER_BLOCK) * _SEEDS_PER_BLOCK
@@ -2211,7 +2241,8 @@ def _paste(picture: Array, depth_m: Array, seed: int, rng: Rng) -> tuple[Array, 
         if not mask.any():
             continue
         foot = depth_m[window][-max(2, h // 10) :][mask[-max(2, h // 10) :]]
-        # On the ground it stands where its foot is; before a wall or the sky it hangs well in front.
+        # On the ground it stands where its foot is; before a wall or the sky it hangs well in
+        # front.
         behind = np.percentile(depth_m[window][mask], 10)
         stand = min(float(np.median(foot)) if foot.size else MAX_DEPTH_M, float(behind) * 1.1, 6.0)
         at_m = max(MIN_DEPTH_M, stand * float(rng.uniform(0.8, 0.95)))

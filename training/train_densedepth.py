@@ -1,9 +1,11 @@
-"""Train the demo depth model on rendered scenes: `python -m training.train_densedepth --out FOLDER`.
+"""Train the demo depth model on rendered scenes: `python -m training.train_densedepth --out
+FOLDER`.
 
-One seeded run from nothing: render a pool of scenes to a work folder, train a small DenseDepth on it,
-estimate its BatchNorm statistics afresh, measure it on scenes of held-out seeds, write the model folder.
-Every stage is resumable: finished chunks of the pool are kept, and training goes on from its last
-checkpoint (one safetensors file) with the same batches it would have had without the interruption.
+One seeded run from nothing: render a pool of scenes to a work folder, train a small DenseDepth on
+it, estimate its BatchNorm statistics afresh, measure it on scenes of held-out seeds, write the
+model folder. Every stage is resumable: finished chunks of the pool are kept, and training goes on
+from its last checkpoint (one safetensors file) with the same batches it would have had without the
+interruption.
 
 Arrays are (N, S, S, 3) uint8 RGB and (N, S, S) uint16 depth in mm; tensors (B, 3, S, S) in 0..1 and
 (B, S, S) float32 metres.
@@ -28,7 +30,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.nn import functional as F  # noqa: N812  # the name every torch reader knows
+from torch.nn import functional as F
 
 from builder.densedepth import (
     DenseDepthConfig,
@@ -82,7 +84,7 @@ class Settings:
         return self.stages[-1][:2]
 
 
-# ---------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 
 def render_chunk(folder: Path, first_seed: int, count: int, side: int) -> Path:
@@ -105,7 +107,7 @@ def render_chunk(folder: Path, first_seed: int, count: int, side: int) -> Path:
 def render_pool(
     folder: Path, first_seed: int, count: int, side: int, workers: int
 ) -> tuple[Pictures, Millimetres]:
-    """Scenes of `count` consecutive seeds: (N, S, S, 3) uint8 RGB and (N, S, S) uint16 depth in mm."""
+    """Scenes of `count` seeds in a row: (N, S, S, 3) uint8 RGB, (N, S, S) uint16 depth in mm."""
     folder.mkdir(parents=True, exist_ok=True)
     firsts = range(first_seed, first_seed + count, CHUNK)
     sizes = [min(CHUNK, first_seed + count - first) for first in firsts]
@@ -137,7 +139,9 @@ def halved(rgb: Pictures) -> Pictures:
 
 
 def _jitter(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Changes brightness, contrast, saturation and colour balance of (B, 3, S, S), each image its own way."""
+    """Changes brightness, contrast, saturation and colour balance of (B, 3, S, S), each image its
+    own way.
+    """
     count = len(pictures)
 
     def draw(low: float, high: float, channels: int = 1) -> torch.Tensor:
@@ -159,9 +163,9 @@ def make_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The batch of a step, a function of the settings and the step alone.
 
-    Returns pictures (B, 3, S, S) in 0..1 and metric labels (B, S/2, S/2) in metres, the size the network
-    predicts. Crops keep at least 82 % of each side, so that the field of view, and with it the metric
-    scale, stays about the same.
+    Returns pictures (B, 3, S, S) in 0..1 and metric labels (B, S/2, S/2) in metres, the size the
+    network predicts. Crops keep at least 82 % of each side, so that the field of view, and with it
+    the metric scale, stays about the same.
     """
     side, batch = settings.stage(step)
     rng = np.random.default_rng([settings.seed, step])
@@ -181,7 +185,9 @@ def make_batch(
         window = (index, slice(top, top + height), slice(left, left + width))
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
         # Bytes with channels last: the layout torch resizes fastest.
-        picture = torch.from_numpy(np.ascontiguousarray(rgb[window][:, flip])).permute(2, 0, 1)[None]
+        picture = torch.from_numpy(np.ascontiguousarray(rgb[window][:, flip])).permute(2, 0, 1)[
+            None
+        ]
         label = depth_mm[window][:, flip].astype(np.float32) / 1000
         # Half of the time by way of a coarser grid, as composites of 224 px are enlarged to 256.
         size = side if rng.random() < 0.5 else round(side * rng.uniform(0.6, 1))
@@ -190,11 +196,13 @@ def make_batch(
             picture = F.interpolate(picture, (side, side), mode="bilinear")
         pictures.append(picture)
         half = (side // 2, side // 2)
-        labels.append(F.interpolate(torch.from_numpy(label)[None, None], half, mode="nearest-exact")[0])
+        labels.append(
+            F.interpolate(torch.from_numpy(label)[None, None], half, mode="nearest-exact")[0]
+        )
     return _jitter(torch.cat(pictures).float() / 255, rng), torch.cat(labels)
 
 
-# ------------------------------------------------------------------------------------------ training
+# ----------------------------------------------------------------------------------------- training
 
 
 def make_model(settings: Settings) -> DenseDepthForDepthEstimation:
@@ -240,7 +248,8 @@ class Trainer:
         pictures, labels = make_batch(rgb, depth_mm, self.settings, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        # bfloat16 doubles the speed on CPUs with AMX; weights, norms' statistics and loss stay float32.
+        # bfloat16 doubles the speed on CPUs with AMX; weights, norms' statistics and loss stay
+        # float32.
         with torch.autocast("cpu", torch.bfloat16):
             output = self.model(
                 pictures.contiguous(memory_format=torch.channels_last),
@@ -278,7 +287,9 @@ class Trainer:
             for key in ("exp_avg", "exp_avg_sq"):
                 tensors[f"{key}.{name}"] = state[key].contiguous()
         unfinished = self.checkpoint.with_suffix(".tmp")
-        save_file(tensors, unfinished, {"step": str(self.step), "settings": _as_json(self.settings)})
+        save_file(
+            tensors, unfinished, {"step": str(self.step), "settings": _as_json(self.settings)}
+        )
         unfinished.replace(self.checkpoint)
 
     def _load(self, path: Path) -> None:
@@ -290,7 +301,9 @@ class Trainer:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.step = int(header["step"])
-        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        weights = {
+            k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")
+        }
         self.model.load_state_dict(weights)
         for name, parameter in self.parameters.items():
             self.average[name].copy_(tensors[f"average.{name}"])
@@ -302,7 +315,7 @@ class Trainer:
 
     @torch.no_grad()
     def finished_model(self, rgb: Pictures, depth_mm: Millimetres) -> DenseDepthForDepthEstimation:
-        """The averaged weights with BatchNorm statistics measured anew on the last stage's batches."""
+        """The averaged weights, with BatchNorm statistics measured anew at the last stage's size."""
         model = make_model(self.settings)
         model.load_state_dict(self.model.state_dict())
         for name, parameter in model.named_parameters():
@@ -321,7 +334,8 @@ class Trainer:
 
 
 def _log_error(inverse_depth: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean |log| ratio of predicted and true depth: the relative error that the paper's loss leaves out.
+    """Mean |log| ratio of predicted and true depth: the relative error that the paper's loss leaves
+    out.
 
     Taken before clipping, so that a prediction beyond the range still has a gradient.
     """
@@ -338,18 +352,22 @@ def _as_json(settings: Settings) -> str:
 def train(
     trainer: Trainer, rgb: Pictures, depth_mm: Millimetres, *, save_every: int = 250
 ) -> Iterator[tuple[int, float]]:
-    """Trains to the end of the settings' steps; yields (step, loss) after each, checkpointing on the way."""
+    """Trains to the end of the settings' steps; yields (step, loss) after each, checkpointing on
+    the way.
+    """
     half_rgb = halved(rgb) if rgb.shape[1] % 2 == 0 else rgb
     while trainer.step < trainer.settings.steps:
         # Steps at small size read small pictures, or resizing would cost as much as training.
         small = trainer.settings.stage(trainer.step)[0] < half_rgb.shape[1]
-        loss = trainer.train_step(*((half_rgb, depth_mm[:, ::2, ::2]) if small else (rgb, depth_mm)))
+        loss = trainer.train_step(
+            *((half_rgb, depth_mm[:, ::2, ::2]) if small else (rgb, depth_mm))
+        )
         if trainer.step % save_every == 0 or trainer.step == trainer.settings.steps:
             trainer.save()
         yield trainer.step, loss
 
 
-# ---------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------- evaluation
 
 
 def depth_errors(predicted_m: torch.Tensor, true_m: torch.Tensor) -> Metrics:
@@ -386,33 +404,41 @@ def predict(model: torch.nn.Module, rgb: Pictures, side: int = 256) -> torch.Ten
 
 
 def at_half_size(depth_mm: Millimetres, side: int = 256) -> torch.Tensor:
-    """True depth in metres at the size the network predicts, (N, side/2, side/2), by nearest pixel."""
+    """True depth in metres at the predictions' size, (N, side/2, side/2), by nearest pixel."""
     labels = torch.from_numpy(depth_mm.astype(np.float32) / 1000)[:, None]
     return F.interpolate(labels, (side // 2, side // 2), mode="nearest-exact")[:, 0]
 
 
-def evaluate(model: torch.nn.Module, rgb: Pictures, depth_mm: Millimetres, mean_m: torch.Tensor) -> dict[str, Metrics]:
-    """Errors on held-out scenes (whose kinds follow each other in turn): overall, per kind, of the mean.
+def evaluate(
+    model: torch.nn.Module, rgb: Pictures, depth_mm: Millimetres, mean_m: torch.Tensor
+) -> dict[str, Metrics]:
+    """Errors on held-out scenes (whose kinds follow each other in turn): overall, per kind, of the
+    mean.
 
     `mean_m` (h, w) is the training scenes' mean depth per pixel: what one knows without looking.
     """
     predicted, true = predict(model, rgb), at_half_size(depth_mm)
     errors = {"all": depth_errors(predicted, true)}
     for index, kind in enumerate(scenes.KINDS):
-        errors[kind] = depth_errors(predicted[index :: len(scenes.KINDS)], true[index :: len(scenes.KINDS)])
+        errors[kind] = depth_errors(
+            predicted[index :: len(scenes.KINDS)], true[index :: len(scenes.KINDS)]
+        )
     errors["baseline"] = depth_errors(mean_m.expand_as(true), true)
     return errors
 
 
 def count_gflop(model: DenseDepthForDepthEstimation, side: int = 256) -> float:
-    """Floating point operations (two per multiply-add) of the convolutions for one image, in 1e9."""
+    """Operations (two per multiply-add) of the convolutions for one image, in 1e9."""
     total = 0
 
     def count(module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         nonlocal total
-        total += 2 * module.weight.numel() * output.shape[-1] * output.shape[-2]  # type: ignore[operator,union-attr]
+        weights = sum(p.numel() for p in module.parameters() if p.ndim > 1)
+        total += 2 * weights * output.shape[-1] * output.shape[-2]
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    hooks = [
+        m.register_forward_hook(count) for m in model.modules() if isinstance(m, torch.nn.Conv2d)
+    ]
     with torch.no_grad():
         model(torch.zeros(1, 3, side, side))
     for hook in hooks:
@@ -420,7 +446,9 @@ def count_gflop(model: DenseDepthForDepthEstimation, side: int = 256) -> float:
     return total / 1e9
 
 
-def images_per_second(model: DenseDepthForDepthEstimation, side: int = 256, repeats: int = 5) -> float:
+def images_per_second(
+    model: DenseDepthForDepthEstimation, side: int = 256, repeats: int = 5
+) -> float:
     """Float32 images per second on one thread, batches of 4, best of `repeats`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -435,15 +463,18 @@ def images_per_second(model: DenseDepthForDepthEstimation, side: int = 256, repe
     return best
 
 
-# --------------------------------------------------------------------------------------- model folder
+# ------------------------------------------------------------------------------------- model folder
 
 
 def write_model(model: DenseDepthForDepthEstimation, folder: Path) -> None:
-    """Writes config, image processor and float16 weights; the config asks loaders for float32 again."""
+    """Writes config, image processor and float16 weights; the config asks loaders for float32
+    again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(folder)
     model.float()
-    # Half precision is only how the weights are stored: on CPUs float32 is the better way to run them.
+    # Half precision is only how the weights are stored: on CPUs float32 is the better way to run
+    # them.
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -461,7 +492,9 @@ def model_card(metrics: dict[str, Any]) -> str:
             ("baseline: mean training depth per pixel", "baseline"),
         ]
     )
-    stages = ", then ".join(f"{steps} steps of {batch} at {side} px" for side, batch, steps in settings["stages"])
+    stages = ", then ".join(
+        f"{steps} steps of {batch} at {side} px" for side, batch, steps in settings["stages"]
+    )
     return _CARD.format(
         rows=rows,
         stages=stages,
@@ -489,14 +522,14 @@ tags:
 
 # DenseDepth demo model
 
-**This is a demo model.** It is a very small DenseDepth ({parameters:,} parameters, {size_mb:.2f} MB) trained for
-under an hour on two CPU cores, on nothing but pictures that this project draws itself. It exists so that the
-package can build, show and test a dataset of composites with believable depth maps offline. It has never
-seen a photograph. Do not use it to measure anything.
+**This is a demo model.** It is a very small DenseDepth ({parameters:,} parameters, {size_mb:.2f}
+MB) trained for under an hour on one CPU core, on nothing but pictures that this project draws
+itself. It exists so that the package can build, show and test a dataset of composites with
+believable depth maps offline. It has never seen a photograph. Do not use it to measure anything.
 
 For real work name a real model, for example
-`--depth-model depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf`, or convert the published DenseDepth
-weights (NYU Depth v2) with `builder/densedepth/convert_densedepth.py`.
+`--depth-model depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf`, or convert the published
+DenseDepth weights (NYU Depth v2) with `builder/densedepth/convert_densedepth.py`.
 
 ## Use
 
@@ -508,38 +541,42 @@ depth = pipeline("depth-estimation", model="builder/demo/depth")
 depth("picture.jpg")["predicted_depth"]  # metres
 ```
 
-Input: RGB at 256 x 256, values in [0, 1]. Output: z-depth (along the optical axis, not along the ray) in metres
-within 0.1..10, at half the input's size; sky and everything beyond count as 10 m. Weights are stored in float16
-and loaded as float32.
+Input: RGB at 256 x 256, values in [0, 1]. Output: z-depth (along the optical axis, not along the
+ray) in metres within 0.1..10, at half the input's size; sky and everything beyond count as 10 m.
+Weights are stored in float16 and loaded as float32.
 
 ## Measured error
 
-On {held_out} scenes it was not trained on, without any alignment of scale: seeds {first_held_out}..{last_held_out} of
-`training/scenes.py`, a quarter of each kind. About six in ten contain pasted cut-outs, whose colours and views are not
-in the training set either (their fourteen families of shapes are). Each value is a mean over images; rmse in metres.
+On {held_out} scenes it was not trained on, without any alignment of scale: seeds
+{first_held_out}..{last_held_out} of `training/scenes.py`, a quarter of each kind. About six in ten
+contain pasted cut-outs, whose colours and views are not in the training set either (their fourteen
+families of shapes are). Each value is a mean over images; rmse in metres.
 
 | scenes | abs-rel | rmse | log10 | delta < 1.25 | delta < 1.25^2 | delta < 1.25^3 |
 |---|---|---|---|---|---|---|
 {rows}
 
-abs-rel is {abs_rel:.3f}, against {baseline:.3f} for the per-pixel mean of the training depths. The same numbers stand in
-`metrics.json`.
+abs-rel is {abs_rel:.3f}, against {baseline:.3f} for the per-pixel mean of the training depths. The
+same numbers stand in `metrics.json`.
 
 ## Training
 
-- Data: {pool} scenes of `training/scenes.py`, seeds 0..{last_train}, {pool_side_px} px: rooms, corridors, courtyards and
-  streets with textured floors, walls, furniture, trees, cars and figures, varied cameras and light, and exact depth from
-  the ray caster. Six in ten have cut-outs pasted in as flat boards, standing on the ground or hanging in front of things.
-- Network: DenseNet encoder with growth rate {growth_rate}, blocks {block_config} and {num_init_features} stem channels;
-  decoder of {decoder_channels} channels; {gflop:.2f} GFLOP per image, {images_per_second:.0f} images per second on one CPU core
-  (float32).
-- Loss: the paper's (SSIM + gradients + 0.1 L1 on inverse depth) plus {log_weight} times the mean |log| ratio of depths.
+- Data: {pool} scenes of `training/scenes.py`, seeds 0..{last_train}, {pool_side_px} px: rooms,
+  corridors, courtyards and streets with textured floors, walls, furniture, trees, cars and figures,
+  varied cameras and light, and exact depth from the ray caster. Six in ten have cut-outs pasted in
+  as flat boards, standing on the ground or hanging in front of things.
+- Network: DenseNet encoder with growth rate {growth_rate}, blocks {block_config} and
+  {num_init_features} stem channels; decoder of {decoder_channels} channels; {gflop:.2f} GFLOP per
+  image, {images_per_second:.0f} images per second on one CPU core (float32).
+- Loss: the paper's (SSIM + gradients + 0.1 L1 on inverse depth) plus {log_weight} times the mean
+  |log| ratio of depths.
 - AdamW, learning rate {learning_rate} with warm-up and cosine, {stages}; bfloat16 autocast; crops,
-  mirroring, colour jitter, noise; the weights are a running average (decay {average_decay}); BatchNorm statistics measured
-  anew at the end.
-- Cost: about {minutes:.0f} minutes of training on two CPU cores that other work shared, plus the rendering of the scenes.
-- Seed {seed}. The same command gives the same scenes and the same training run; last digits of the weights may differ
-  between kinds of CPU and versions of torch.
+  mirroring, colour jitter, noise; the weights are a running average (decay {average_decay});
+  BatchNorm statistics measured anew at the end.
+- Cost: {minutes:.0f} minutes of training on one core of a CPU with AMX, which other work shared,
+  and about five core-minutes per 1000 scenes for rendering.
+- Seed {seed}. The same command gives the same scenes and the same training run; last digits of the
+  weights may differ between kinds of CPU and versions of torch.
 
 ```
 python -m training.train_densedepth --out builder/demo/depth
@@ -547,10 +584,11 @@ python -m training.train_densedepth --out builder/demo/depth
 
 ## Limits
 
-- Photographs are outside what it knows: it mostly reads height in the picture, perspective of floors and walls, and size.
+- Photographs are outside what it knows: it mostly reads height in the picture, perspective of
+  floors and walls, and size.
 - Metric scale assumes a camera 0.8 to 2 m above the floor with a field of view around 60 degrees.
-- A pasted object is taken to stand where its foot meets the scene; one that hangs in the air comes out somewhat nearer
-  than what is behind it. Thin parts are lost at half resolution.
+- A pasted object is taken to stand a little in front of where its foot meets the scene, or to hang
+  somewhat nearer than what is behind it. Thin parts are lost at half resolution.
 - Nothing beyond 10 m is told apart.
 
 Licence: Apache-2.0, weights and training scenes alike.
@@ -566,13 +604,23 @@ def _describe(model: DenseDepthForDepthEstimation, folder: Path) -> dict[str, fl
     }
 
 
-def finish(trainer: Trainer, rgb: Pictures, depth_mm: Millimetres, work: Path, out: Path, workers: int, minutes: float) -> dict[str, Any]:
+def finish(
+    trainer: Trainer,
+    rgb: Pictures,
+    depth_mm: Millimetres,
+    work: Path,
+    out: Path,
+    workers: int,
+    minutes: float,
+) -> dict[str, Any]:
     """Writes the model folder with its measured errors; returns what went into metrics.json."""
     settings = trainer.settings
     write_model(trainer.finished_model(rgb, depth_mm), out)
     # Measured as users will have it: read back from the float16 file.
     model = DenseDepthForDepthEstimation.from_pretrained(out, dtype=torch.float32).eval()
-    held_rgb, held_mm = render_pool(work / "pool", HELD_OUT_SEED, settings.held_out, settings.pool_side_px, workers)
+    held_rgb, held_mm = render_pool(
+        work / "pool", HELD_OUT_SEED, settings.held_out, settings.pool_side_px, workers
+    )
     mean_m = sum(at_half_size(part).sum(0) for part in np.array_split(depth_mm, 20)) / len(depth_mm)
     assert isinstance(mean_m, torch.Tensor)
     metrics = {
@@ -588,7 +636,9 @@ def finish(trainer: Trainer, rgb: Pictures, depth_mm: Millimetres, work: Path, o
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model folder to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Model folder to write."
+)
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
@@ -596,14 +646,19 @@ def finish(trainer: Trainer, rgb: Pictures, depth_mm: Millimetres, work: Path, o
     show_default=True,
     help="Folder for rendered scenes and the checkpoint; run again with the same one to resume.",
 )
-@click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes that render.")
+@click.option(
+    "--workers", default=os.cpu_count() or 1, show_default=True, help="Processes that render."
+)
 @click.option("--pool", default=Settings.pool, show_default=True, help="Number of training scenes.")
-@click.option("--seed", default=Settings.seed, show_default=True, help="Seed of weights and batches.")
+@click.option(
+    "--seed", default=Settings.seed, show_default=True, help="Seed of weights and batches."
+)
 def main(out: Path, work: Path, workers: int, pool: int, seed: int) -> None:
     """Render scenes, train the demo model on them, measure it, write its folder."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    # One thread: the sums' order, and so the weights, do not depend on the number of cores, and two threads
-    # that wait for each other after every layer are many times slower as soon as other work takes a core.
+    # One thread: the sums' order, and so the weights, do not depend on the number of cores, and two
+    # threads that wait for each other after every layer are many times slower as soon as other work
+    # takes a core.
     torch.set_num_threads(1)
     settings = replace(Settings(), pool=pool, seed=seed)
     logger.info("rendering %d scenes to %s", pool, work)
@@ -618,11 +673,15 @@ def main(out: Path, work: Path, workers: int, pool: int, seed: int) -> None:
         if step % 50 == 0:
             seconds = before + time.monotonic() - start
             clock.write_text(json.dumps(seconds))
-            logger.info("step %d of %d, loss %.3f, %.0f s", step, settings.steps, np.mean(recent), seconds)
+            logger.info(
+                "step %d of %d, loss %.3f, %.0f s", step, settings.steps, np.mean(recent), seconds
+            )
     minutes = (before + time.monotonic() - start) / 60
     metrics = finish(trainer, rgb, depth_mm, work, out, workers, minutes)
     for name, errors in metrics["errors"].items():
-        logger.info("%-10s %s", name, "  ".join(f"{key} {value:.3f}" for key, value in errors.items()))
+        logger.info(
+            "%-10s %s", name, "  ".join(f"{key} {value:.3f}" for key, value in errors.items())
+        )
 
 
 if __name__ == "__main__":

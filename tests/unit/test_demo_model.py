@@ -1,4 +1,6 @@
-"""The demo depth model in builder/demo/depth: small, loadable, as good as its card says, trainable again."""
+"""The demo depth model in builder/demo/depth: small, loadable, as good as its card says, trainable
+again.
+"""
 
 import json
 from pathlib import Path
@@ -54,7 +56,9 @@ def test_folder_is_small_and_safe():
 
 def test_auto_classes_load_it_in_float32(model, metrics):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert sum(parameter.numel() for parameter in model.parameters()) == metrics["model"]["parameters"]
+    assert (
+        sum(parameter.numel() for parameter in model.parameters()) == metrics["model"]["parameters"]
+    )
     processor = AutoImageProcessor.from_pretrained(MODEL)
     assert dict(processor.size) == {"height": 256, "width": 256}
     config = AutoConfig.from_pretrained(MODEL)

@@ -281,7 +281,7 @@ def test_noisy_pictures_take_rows_and_long_names_are_cut(sources: Folders, tmp_p
     paths = write_preview(tmp_path / "out")
     assert all(path.stat().st_size < 4_000_000 for path in paths)
     with Image.open(paths[0]) as sheet:
-        layout = SheetLayout(224, WITH_DEPTH, 4)
+        layout = SheetLayout(224, WITH_DEPTH, 5)
         assert sheet.size == (layout.width, layout.height)
         caption = layout.cell(0, "fg_bg")[1] + layout.side + 6
         band = np.asarray(sheet.crop((0, caption, sheet.width, caption + 20)))

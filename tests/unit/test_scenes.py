@@ -1,4 +1,6 @@
-"""training/scenes.py: exact depth, seeds that decide everything, cut-outs with real alpha, demo sources."""
+"""training/scenes.py: exact depth, seeds that decide everything, cut-outs with real alpha, demo
+sources.
+"""
 
 import csv
 import io
@@ -57,7 +59,8 @@ def test_sphere_has_the_closed_form_depth_along_the_optical_axis():
 
 
 @pytest.mark.parametrize(
-    ("form", "taper", "nearest_m"), [("box", 1.0, 3.5), ("frustum", 1.0, 3.5), ("frustum", 0.5, 3.55)]
+    ("form", "taper", "nearest_m"),
+    [("box", 1.0, 3.5), ("frustum", 1.0, 3.5), ("frustum", 0.5, 3.55)],
 )
 def test_solids_begin_where_they_should(form, taper, nearest_m):
     camera = scenes.Camera((0.0, 0.0, 0.0), fov_deg=20)
@@ -70,7 +73,9 @@ def test_shadow_darkens_the_ground_only_away_from_the_sun():
     ground = shape("box", (0, -0.5, 0), (50, 0.5, 50))
     ball = shape("sphere", (0, 1, 5), (0.6, 0.6, 0.6))
     camera = scenes.Camera((0.0, 2.0, 0.0), pitch_deg=-15)
-    scene = scenes.Scene(camera, scenes.Light((0.0, 100.0, 0.0), (2.0, 2.0, 2.0), True), [ground, ball])
+    scene = scenes.Scene(
+        camera, scenes.Light((0.0, 100.0, 0.0), (2.0, 2.0, 2.0), True), [ground, ball]
+    )
     colour, depth_m = scenes._cast(scene, 90, 90, np.random.default_rng(0))
     bare, _ = cast([ground], camera, (90, 90))
     under = np.unravel_index(np.argmin(colour.sum(-1) + 99 * (depth_m < 4.6)), depth_m.shape)
@@ -139,7 +144,9 @@ def test_demo_sources_are_listed_and_credited(folder):
     with (DEMO / folder / "credits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["file", "author", "licence", "url"]
-    assert {(row["author"], row["licence"], row["url"]) for row in rows} == {("fgbg-dataset", "CC0-1.0", "")}
+    assert {(row["author"], row["licence"], row["url"]) for row in rows} == {
+        ("fgbg-dataset", "CC0-1.0", "")
+    }
     files = {path.name for path in (DEMO / folder).iterdir()} - {"credits.csv"}
     assert files == {row["file"] for row in rows}
     assert len(files) == 12
@@ -157,7 +164,9 @@ def test_demo_sources_are_small():
 def test_demo_foreground_can_be_drawn_again():
     drawn = make_demo_sources.foreground_png("bottle")
     kept = (DEMO / "foregrounds" / "bottle.png").read_bytes()
-    if drawn != kept:  # another kind of CPU, whose float functions round differently, or another zlib
+    if (
+        drawn != kept
+    ):  # another kind of CPU, whose float functions round differently, or another zlib
         a, b = (np.asarray(Image.open(io.BytesIO(data)), np.int16) for data in (drawn, kept))
         assert a.shape == b.shape
         assert abs(a - b).max() <= 2

@@ -1,0 +1,63 @@
+"""The README and the card tell of every command, column, option and room."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from builder.cli import main
+from builder.recipe import Recipe
+from builder.schema import COLUMNS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_is_in_the_readme_and_has_help(command):
+    assert re.search(rf"`fgbg {command} ", README)
+    assert main.commands[command].help
+    for parameter in main.commands[command].params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+
+
+def test_every_recipe_field_is_an_option_of_build_and_plan():
+    for command in ("build", "plan"):
+        result = CliRunner().invoke(main, [command, "--help"])
+        assert result.exit_code == 0
+        for field in fields(Recipe):
+            assert f"--{field.name.replace('_', '-')}" in result.output
+
+
+def test_every_column_is_in_the_readme():
+    for column in COLUMNS:
+        assert f"`{column.name}`" in README
+
+
+def test_every_room_is_in_the_file_tree():
+    tree = README.split("## What is where")[1]
+    for path in (ROOT / "builder").glob("*.py"):
+        assert path.name in tree or path.name == "__init__.py"
+
+
+def test_files_the_readme_points_to_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_python_in_the_readme_parses():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        compile(block, "README.md", "exec")
+
+
+def test_version_and_usage():
+    from builder import __version__
+
+    assert CliRunner().invoke(main, ["--version"]).output == f"fgbg, version {__version__}\n"
