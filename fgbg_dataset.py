@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,11 +129,16 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         """Which record lies where."""
         return Plan(self.project.pinned)
 
-    def prepare(self, output_dir: str | os.PathLike[str] | None) -> Project:
+    def prepare(
+        self,
+        output_dir: str | os.PathLike[str] | None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Project:
         """Check and prepare the sources once; see `project`.
 
         Args:
             output_dir: of an interrupted build, whose prepared sources are used again.
+            progress: called with 1 after each source file.
         """
         if self._project is None:
             config = self.config
@@ -143,6 +148,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                 config.recipe,
                 skip_bad=config.skip_bad,
                 work=WorkFolder(Path(output_dir).absolute()) if output_dir is not None else None,
+                progress=progress,
             )
         return self._project
 

@@ -34,6 +34,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+import builder
 from builder.depth import DepthEstimator, DepthModel, locate_model
 from builder.encoding import encode_image
 from builder.plan import Plan
@@ -52,7 +53,7 @@ from builder.sources import Kind, SourceBank, prepare
 
 Array = npt.NDArray[Any]
 
-DEMO_WEIGHTS = Path("builder/demo/depth/model.safetensors")
+DEMO_WEIGHTS = Path(builder.__file__).parent / "demo" / "depth" / "model.safetensors"
 PHOTOGRAPHS = (Path("/usr/share/backgrounds"), Path("/usr/share/wallpapers"))
 CUTOUTS = (Path("/usr/share/tuxpaint/stamps"),)
 N_PHOTOGRAPHS, N_CUTOUTS = 24, 40

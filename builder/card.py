@@ -29,7 +29,8 @@ from builder.work import (
 if TYPE_CHECKING:
     from datasets import DatasetInfo
 
-TEMPLATE = "dataset_card.md"
+# Beside the package, in a checkout as in an installation.
+TEMPLATE = Path(__file__).parents[1] / "dataset_card.md"
 _MAX_CREDITS = 200
 
 # Keys of the card's YAML that a build decides; all others a person may set and keeps.
@@ -63,17 +64,9 @@ def write_card(out: Path, *, license: str | None = None, title: str | None = Non
     variables = _variables(out, pinned, content["splits"])
     variables["title"] = title or out.absolute().name
     variables["location"] = variables["title"]
-    template = _template_path()
-    card = DatasetCard.from_template(data, template_path=str(template), **variables)
+    card = DatasetCard.from_template(data, template_path=str(TEMPLATE), **variables)
     write_text(path, re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n")
     return path
-
-
-def _template_path() -> Path:
-    """Find the template: inside the installed package, or at the top of a checkout."""
-    here = Path(__file__).parent
-    installed = here / TEMPLATE
-    return installed if installed.is_file() else here.parent / TEMPLATE
 
 
 def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
+from tqdm import tqdm
 
 from builder import __version__
 from builder.depth import DEVICES, Device
@@ -173,7 +174,8 @@ def build(
     began = time.perf_counter()
     say = _silent if quiet else _say
     say(f"Checking and preparing the images of {foregrounds} and {backgrounds} ...")
-    project = dataset.prepare(out)
+    with tqdm(unit=" images", desc="sources", disable=True if quiet else None) as bar:
+        project = dataset.prepare(out, bar.update)
     if pinned is not None and (lines := _input_differences(pinned, project.pinned)):
         raise RecipeMismatchError(str(recipe_file), lines)
     _report_sources(project, say)

@@ -29,7 +29,7 @@ _DEFLATE_LEVEL = 2  # of 0..3; 3 is no smaller on depth
 _LOG_JPEG_QUALITY = 90
 
 # Codes of jpeg8: 0 is unknown, FIRST..255 are depths. Those between are left free, so that the
-# ringing of JPEG around an unknown pixel cannot turn it into a depth.
+# ringing of JPEG seldom turns an unknown pixel into a depth, and never inside a whole block.
 _FIRST_CODE = 16
 _UNKNOWN_BELOW = 8
 

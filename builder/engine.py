@@ -219,8 +219,13 @@ class _Pool:
         try:
             while waiting or running:
                 while waiting and len(running) < self._workers:
-                    task = waiting.popleft()
-                    running[pool.submit(_make, task)] = task
+                    try:
+                        running[pool.submit(_make, waiting[0])] = waiting[0]
+                    except BrokenProcessPool:  # a process died since the last look
+                        break
+                    waiting.popleft()
+                if not running:  # it was an idle one: nothing to bury, start anew
+                    return
                 done, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
                 self._tell()
                 for future in done:

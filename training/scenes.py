@@ -637,7 +637,7 @@ class _Kit:
 
     def __init__(
         self, shapes: list[Shape], x: float = 0, z: float = 0, yaw_deg: float = 0, y: float = 0
-    ):
+    ) -> None:
         self.shapes = shapes
         self.place: Array = np.array([x, y, z], np.float32)
         self.turn: Array = _turn(1, float(np.radians(yaw_deg)))
@@ -1375,7 +1375,7 @@ def _sdf_box(centre: Point, half: Point, edge: float = 0.02, turn: Array | None 
         q = _offset(p, centre)
         q = abs(q if turn is None else turn.T @ q) - core
         outside = _length(*np.maximum(q, 0))
-        return outside + np.minimum(q.max(0), np.float32(0)) - np.float32(edge)
+        return _vec(outside + np.minimum(q.max(0), np.float32(0)) - np.float32(edge))
 
     return distance
 
@@ -1434,7 +1434,7 @@ def _sdf_disc(
         side = _length(q[0], q[2]) - np.float32(radius - edge)
         cap = abs(q[1]) - np.float32(half - edge)
         outside = _length(np.maximum(side, 0), np.maximum(cap, 0))
-        return outside + np.minimum(np.maximum(side, cap), 0) - np.float32(edge)
+        return _vec(outside + np.minimum(np.maximum(side, cap), 0) - np.float32(edge))
 
     return distance
 
@@ -1632,7 +1632,7 @@ def _wedge(angle: float, half_angle: float) -> Distance:
         q = _offset(p, (0, 0.5, 0))
         shell = _length(*q) - np.float32(0.484)
         across = abs(q[0] * c + q[2] * s) - width * _length(q[0], q[2])
-        return np.maximum(shell, across)
+        return _vec(np.maximum(shell, across))
 
     return distance
 
@@ -1728,14 +1728,11 @@ def _wooden_chair(rng: Rng) -> list[Part]:
             )
         )
         parts.append(Part(_sdf_rod((x, 0.2, -0.21), (x, 0.2, 0.22), 0.015), wood))
-    for y in (0.66, 0.78, 0.9):
-        parts.append(
-            Part(
-                _sdf_box((0, y, 0.235 + 0.13 * (y - 0.45) - 0.01), (0.21, 0.035, 0.014), 0.012),
-                wood,
-            )
-        )
-    return parts
+    slats = [
+        _sdf_box((0, y, 0.235 + 0.13 * (y - 0.45) - 0.01), (0.21, 0.035, 0.014), 0.012)
+        for y in (0.66, 0.78, 0.9)
+    ]
+    return [*parts, *(Part(slat, wood) for slat in slats)]
 
 
 def _toy_car(rng: Rng) -> list[Part]:
@@ -1761,9 +1758,7 @@ def _toy_car(rng: Rng) -> list[Part]:
         for z in (-0.25, 0.25):
             parts.append(Part(_sdf_disc((x, 0.15, z), 0.15, 0.055, 0.035, across), tyre))
             parts.append(Part(_sdf_disc((x, 0.15, z * 1.12), 0.085, 0.035, 0.02, across), hub))
-    for z in (-0.16, 0.16):
-        parts.append(Part(_sdf_ball((0.58, 0.33, z), 0.05), lamp))
-    return parts
+    return [*parts, *(Part(_sdf_ball((0.58, 0.33, z), 0.05), lamp) for z in (-0.16, 0.16))]
 
 
 def _person(rng: Rng) -> list[Part]:
@@ -1967,10 +1962,10 @@ def _little_tree(rng: Rng) -> list[Part]:
             _paint(0.85, 0.38, 0.15, "foliage", scale_m=0.03),
         ]
     parts = [Part(_sdf_path([(0, 0, 0), (0.02, 0.25, 0), (0, 0.5, 0)], 0.065, 0.04), bark)]
-    for side in (-1, 1):
-        parts.append(
-            Part(_sdf_rod((0, 0.34, 0), (side * 0.16, 0.52, 0.04), 0.03, 0.02), bark, 0.04)
-        )
+    parts += [
+        Part(_sdf_rod((0, 0.34, 0), (side * 0.16, 0.52, 0.04), 0.03, 0.02), bark, 0.04)
+        for side in (-1, 1)
+    ]
     for k in range(20):
         height = 1 - 2 * (k + 0.5) / 20
         ring, around = np.sqrt(1 - height**2), k * 2.4

@@ -110,7 +110,11 @@ def test_hundreds_of_damaged_files_at_once(kind: Kind) -> None:
     assert_used_or_refused(files, kind)
 
 
-@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30))
+@given(
+    st.text(
+        st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=30
+    )
+)
 def test_any_file_name_fits_on_one_line(name: str) -> None:
     name = name.encode()[:200].decode(errors="ignore")
     if name.startswith(".") or name in ("good.png", "credits.csv"):

@@ -61,7 +61,9 @@ def test_figures_are_the_exact_ones(values: npt.NDArray[np.int64], first: int) -
             continue
         assert (summary.low, summary.high) == (min(kept), max(kept))
         assert summary.mean == float(Fraction(sum(kept), len(kept)))
-        variance = Fraction(sum(v * v for v in kept), len(kept)) - Fraction(sum(kept), len(kept)) ** 2
+        variance = (
+            Fraction(sum(v * v for v in kept), len(kept)) - Fraction(sum(kept), len(kept)) ** 2
+        )
         assert abs(summary.std**2 - variance) <= 1e-12 * max(1, variance)
 
 

@@ -158,9 +158,7 @@ def test_a_foreground_without_mask_is_refused() -> None:
 def test_the_pixel_hash_is_xxh3_of_the_bytes_row_by_row() -> None:
     background, foreground = example()
     got = paste(background, cut_out(foreground), 5, 9)
-    rows = [
-        int("".join("1" if v else "0" for v in row), 2).to_bytes(8, "big") for row in got.mask
-    ]
+    rows = [int("".join("1" if v else "0" for v in row), 2).to_bytes(8, "big") for row in got.mask]
     wanted = xxhash.xxh3_128(got.fg_bg.tobytes() + b"".join(rows)).hexdigest()
     assert pixel_hash(got.fg_bg, got.mask) == wanted
     assert len(wanted) == 32

@@ -255,6 +255,4 @@ def test_out_of_range_depth_is_clipped() -> None:
 
 def test_metres_of_jpeg8() -> None:
     metres = jpeg8().metres(np.array([[0, 7, 8, 16, 255]], np.uint8))
-    np.testing.assert_array_equal(
-        metres, np.array([[np.nan, np.nan, 0.4, 0.4, 10]], np.float32)
-    )
+    np.testing.assert_array_equal(metres, np.array([[np.nan, np.nan, 0.4, 0.4, 10]], np.float32))

@@ -248,7 +248,9 @@ def test_random_words_are_philox_keyed_by_seed_and_record(seed: int, record_id: 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (2, 100), (100, 37), (100, 100)])
 def test_placements_lie_wholly_inside_and_reach_every_edge(width: int, height: int) -> None:
-    plan = Plan(replace(pinned(1, 1, placements=4000, size=108), foregrounds=(entry("a", width, height),)))
+    plan = Plan(
+        replace(pinned(1, 1, placements=4000, size=108), foregrounds=(entry("a", width, height),))
+    )
     lefts, tops = zip(*(plan.placement(i, 0) for i in range(4000)), strict=True)
     assert (min(lefts), max(lefts)) == (0, 108 - width)
     assert (min(tops), max(tops)) == (0, 108 - height)
@@ -256,14 +258,18 @@ def test_placements_lie_wholly_inside_and_reach_every_edge(width: int, height: i
 
 def test_a_foreground_as_large_as_the_record_has_one_place() -> None:
     recipe = Recipe(size=64, foreground_size=64, depth_model="none")
-    plan = Plan(PinnedRecipe(recipe=recipe, foregrounds=(entry("a", 64, 64),), backgrounds=(entry("b"),)))
+    plan = Plan(
+        PinnedRecipe(recipe=recipe, foregrounds=(entry("a", 64, 64),), backgrounds=(entry("b"),))
+    )
     assert {plan.placement(i, 0) for i in range(20)} == {(0, 0)}
 
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_placements_are_uniform(seed: int) -> None:
     """Chi-square over a 7 x 7 table of places: 48 degrees of freedom, 84.0 is p = 0.001."""
-    plan = Plan(replace(pinned(1, 1, seed=seed, placements=12_800), foregrounds=(entry("a", 64, 64),)))
+    plan = Plan(
+        replace(pinned(1, 1, seed=seed, placements=12_800), foregrounds=(entry("a", 64, 64),))
+    )
     size = plan.pinned.recipe.size - 64 + 1  # 161 = 7 * 23 places on a side
     assert size == 161
     table = Counter()

@@ -131,7 +131,9 @@ def test_equal_numbers_make_equal_recipes() -> None:
     # -0.0 once gave another fingerprint than 0.
     for zero in (0, 0.0, -0.0):
         recipe = Recipe(holdout=zero, depth_precision=zero)
-        assert json.dumps(recipe.to_dict()) == json.dumps(Recipe(holdout=0, depth_precision=0).to_dict())
+        assert json.dumps(recipe.to_dict()) == json.dumps(
+            Recipe(holdout=0, depth_precision=0).to_dict()
+        )
         assert math.copysign(1, recipe.holdout) == 1
         assert type(recipe.holdout) is float
 
@@ -363,9 +365,7 @@ def test_a_difference_is_never_silent() -> None:
         "the sources held out of train, or the stored depth range, differ"
     ]
     without = dataclasses.replace(held, depth=None)
-    assert held.differences(without) == [
-        "depth is by 'demo', asked for are other weights, 'none'"
-    ]
+    assert held.differences(without) == ["depth is by 'demo', asked for are other weights, 'none'"]
 
 
 def test_load_recipe_reads_a_build_and_a_bare_object(tmp_path: Path) -> None:

@@ -50,7 +50,14 @@ def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: Iterable[bytes], *more: tuple[bytes, bytes]) -> bytes:
+def png(
+    width: int,
+    height: int,
+    depth: int,
+    colour: int,
+    rows: Iterable[bytes],
+    *more: tuple[bytes, bytes],
+) -> bytes:
     """A PNG written by the letter of its specification, for modes that Pillow can not write."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
@@ -146,9 +153,7 @@ def test_jpeg_equals_opencv(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 def test_a_phones_jpeg_with_a_preview_behind_is_its_first_picture(tmp_path: Path) -> None:
-    data = encoded(
-        photo(), "MPO", save_all=True, append_images=[photo().rotate(90)], quality=95
-    )
+    data = encoded(photo(), "MPO", save_all=True, append_images=[photo().rotate(90)], quality=95)
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.n_frames) == ("MPO", 2)
         wanted = np.asarray(image)
@@ -303,9 +308,7 @@ def test_a_transparent_background_is_laid_on_white(tmp_path: Path) -> None:
 def test_metadata_that_pillow_complains_about_hurts_nothing(tmp_path: Path) -> None:
     # Filters of warnings are not per thread: one thread once took another's away.
     broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(20)
-    files = {
-        f"{i}.jpg": encoded(photo(), "JPEG", exif=broken, comment=str(i)) for i in range(40)
-    }
+    files = {f"{i}.jpg": encoded(photo(), "JPEG", exif=broken, comment=str(i)) for i in range(40)}
     before = list(warnings.filters)
     prepared = prepare(folder_of(tmp_path / "bg", files), "background", SAME)
     assert len(prepared.sources) == 40
@@ -332,7 +335,9 @@ def test_the_faintest_alpha_belongs_to_the_object(tmp_path: Path) -> None:
     canvas = np.zeros((50, 50, 4), np.uint8)
     canvas[10:20, 10:20, 3] = 255
     canvas[10, 39, 3] = 1
-    got = foreground(tmp_path, encoded(Image.fromarray(canvas), "PNG"), Recipe(size=64, foreground_size=30))
+    got = foreground(
+        tmp_path, encoded(Image.fromarray(canvas), "PNG"), Recipe(size=64, foreground_size=30)
+    )
     assert got.shape == (10, 30, 4)
 
 
@@ -372,7 +377,9 @@ def test_a_shrunk_foreground_equals_a_float_reference_premultiplied(tmp_path: Pa
     image[image[..., 3] == 0, :3] = (0, 255, 0)  # loud colour where nothing is to be seen
     box = Image.fromarray(image).getchannel("A").getbbox()
     inner = image[box[1] : box[3], box[0] : box[2]].astype(np.float64)
-    got = foreground(tmp_path, encoded(Image.fromarray(image), "PNG"), Recipe(size=64, foreground_size=24))
+    got = foreground(
+        tmp_path, encoded(Image.fromarray(image), "PNG"), Recipe(size=64, foreground_size=24)
+    )
     height, width = got.shape[:2]
     assert max(height, width) == 24
     share = inner[..., 3:] / 255
@@ -387,27 +394,26 @@ def test_a_shrunk_foreground_equals_a_float_reference_premultiplied(tmp_path: Pa
         assert abs((composite - wanted).mean()) < 0.1
 
 
-@pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])
 @pytest.mark.parametrize("side", [20, 77, 300])
-def test_no_fringe_from_colour_hidden_under_alpha_0(
-    tmp_path: Path, hidden: tuple[int, int, int], side: int
-) -> None:
-    """A disc of one colour on the same background colour vanishes, whatever lies around it."""
+def test_no_fringe_from_colour_hidden_under_alpha_0(tmp_path: Path, side: int) -> None:
+    """A disc on its own colour vanishes, and what is hidden around it changes no byte."""
     colour = (180, 90, 40)
     y, x = np.mgrid[0:120, 0:120]
     image = np.empty((120, 120, 4), np.uint8)
     image[..., :3] = colour
     image[..., 3] = np.clip((50 - np.hypot(x - 60, y - 60)) * 60, 0, 255)
-    image[image[..., 3] == 0, :3] = hidden
-    got = foreground(
-        tmp_path, encoded(Image.fromarray(image), "PNG"), Recipe(size=300, foreground_size=side)
-    )
+    made = []
+    for hidden in ((0, 0, 0), (255, 255, 255), (0, 255, 0)):
+        image[image[..., 3] == 0, :3] = hidden
+        data = encoded(Image.fromarray(image), "PNG")
+        made.append(foreground(tmp_path, data, Recipe(size=300, foreground_size=side)))
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
     canvas = np.full((300, 300, 3), colour, np.uint8)
-    composite = paste(canvas, cut_out(got), 0, 0).fg_bg
-    off = composite.astype(int) - colour
+    off = paste(canvas, cut_out(made[0]), 0, 0).fg_bg.astype(int) - colour
     assert np.abs(off).max() <= 2  # rounding of premultiplied colour and of the blend
-    assert np.abs(off).mean() < 0.05
-    assert (got[got[..., 3] == 0] == 0).all()
+    assert np.abs(off).mean() < 0.1
+    assert (made[0][made[0][..., 3] == 0] == 0).all()
 
 
 def test_shrinking_leaves_no_halo_around_a_hard_edge(tmp_path: Path) -> None:
@@ -606,9 +612,7 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path: Path) -> None:
 
 def test_skip_bad_goes_on_and_records_what_it_left_out(tmp_path: Path) -> None:
     ticks: list[int] = []
-    prepared = prepare(
-        mixed(tmp_path), "foreground", SAME, skip_bad=True, progress=ticks.append
-    )
+    prepared = prepare(mixed(tmp_path), "foreground", SAME, skip_bad=True, progress=ticks.append)
     assert [source.entry.id for source in prepared.sources] == ["a", "b"]
     assert prepared.skipped == tuple(PROBLEMS)
     assert ticks == [1] * 6
@@ -672,7 +676,7 @@ def test_the_folder_in_a_label_has_a_name_even_for_a_dot(
 
 def test_names_with_a_newline_an_emoji_and_quotes(tmp_path: Path) -> None:
     data = encoded(photo(), "PNG")
-    names = ["a\nb.png", "🐘.png", "it's \"q\".png", "bad\x1b[31m.png"]
+    names = ["a\nb.png", "🐘.png", 'it\'s "q".png', "bad\x1b[31m.png"]
     folder = folder_of(tmp_path / "bg", {**dict.fromkeys(names, data), "no\nne.png": b""})
     with pytest.raises(BadSourcesError) as caught:
         prepare(folder, "background", SAME)
@@ -820,7 +824,9 @@ def test_what_was_prepared_before_is_used_again_only_with_equal_content(tmp_path
 
 
 def test_equal_files_prepare_to_equal_bytes(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "fg", {f"{i}.png": encoded(blob(i, 60, 90), "PNG") for i in range(6)})
+    folder = folder_of(
+        tmp_path / "fg", {f"{i}.png": encoded(blob(i, 60, 90), "PNG") for i in range(6)}
+    )
     runs = [prepare(folder, "foreground", Recipe()).sources for _ in range(2)]
     assert runs[0] == runs[1]
 

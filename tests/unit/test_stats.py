@@ -125,9 +125,7 @@ def counted(made: list[tuple]) -> Statistics:
 def test_statistics_of_records_equal_numpy_on_all_their_pixels() -> None:
     made = records(9)
     total = counted(made)
-    pixels, masks, depths, boxes, _ = (
-        [record[i] for record in made] for i in range(5)
-    )
+    pixels, masks, depths, boxes, _ = ([record[i] for record in made] for i in range(5))
     for channel, summary in enumerate(total.tallies["fg_bg"].summaries()):
         values = np.stack(pixels)[..., channel].astype(np.int64)
         assert (summary.n, summary.total) == (values.size, int(values.sum()))
