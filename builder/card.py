@@ -156,6 +156,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
         ],
         "statistics": _statistics_rows(out, pinned, total),
         "depth_summary": _depth_summary(total, pinned) if pinned.depth else None,
+        "depth_top": f"{pinned.depth.far / pinned.depth.scale:g}" if pinned.depth else None,
         "coverage": {
             "mean": f"{coverage.mean / area:.4f}",
             "std": f"{coverage.std / area:.4f}",
@@ -279,7 +280,7 @@ def _credits(pinned: PinnedRecipe) -> list[dict[str, str]]:
 
 
 def _number(n: int) -> str:
-    return f"{n:,}".replace(",", " ")
+    return f"{n:,}"
 
 
 def _value(value: object) -> str:

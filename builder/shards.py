@@ -75,10 +75,13 @@ class Encoder:
 
     def count(self, record: Record, row: dict[str, Any], statistics: Statistics) -> None:
         """Add one record's pixels, as decoded from its row, to statistics."""
+        depth = None
+        if self._codec and record.depth is not None:
+            depth = self._codec.as_decoded(record.depth, row["depth"]["bytes"])
         statistics.add(
             decode_image(row["fg_bg"]["bytes"], self._recipe),
             record.mask,
-            self._codec.decode(row["depth"]["bytes"]) if self._codec else None,
+            depth,
             record.bbox,
             {column: len(row[column]["bytes"]) for column in IMAGE_COLUMNS if column in row},
         )

@@ -157,9 +157,7 @@ def prepare(
         FgbgError: the folder is missing or empty, or nothing usable is left.
     """
     files = scan(folder)
-    problems = _clashes(folder, files)
-    credits, credit_problems = _read_credits(folder, {f.file for f in files})
-    problems += credit_problems
+    credits, problems = _read_credits(folder, {f.file for f in files})
 
     def one(file: SourceFile) -> Source | _BadImage:
         try:
@@ -176,7 +174,11 @@ def prepare(
         # starts at half of the limit that is enforced. Set here: filters are not per thread.
         warnings.simplefilter("ignore")
         results = list(pool.map(one, files))
-    clashing = {name for name, _ in problems}
+    # Told of pictures alone: a caption beside its picture has the same name and is bad anyway.
+    pictures = [f for f, r in zip(files, results, strict=True) if isinstance(r, Source)]
+    clashes = _clashes(folder, pictures)
+    clashing = {name for name, _ in clashes}
+    problems += clashes
     sources = []
     for file, result in zip(files, results, strict=True):
         if isinstance(result, _BadImage):
@@ -215,8 +217,9 @@ def _clashes(folder: Path, files: Sequence[SourceFile]) -> list[tuple[str, str]]
     problems = []
     for same in by_id.values():
         for file in same if len(same) > 1 else ():
-            others = ", ".join(printable(other.file) for other in same if other is not file)
-            reason = f"has the same name (without extension) as {others}; rename one of them"
+            others = [printable(other.file) for other in same if other is not file]
+            listed = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+            reason = f"has the same name (without extension) as {listed}; rename one of them"
             problems.append((_label(folder, file), reason))
     return problems
 

@@ -151,7 +151,7 @@ def test_a_cutout_that_leaves_the_background_is_refused(place: tuple[int, int]) 
 
 
 def test_a_foreground_without_mask_is_refused() -> None:
-    with pytest.raises(ValueError, match="^no pixel of the foreground has at least 50 % alpha$"):
+    with pytest.raises(ValueError, match=r"^no pixel of the foreground has at least 50 % alpha$"):
         cut_out(np.full((3, 3, 4), 127, np.uint8))
 
 

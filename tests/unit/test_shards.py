@@ -361,7 +361,7 @@ def test_a_failure_midway_leaves_nothing(
                 raise RuntimeError("the model fell over")
             yield record
 
-    with pytest.raises(RuntimeError, match="^the model fell over$"):
+    with pytest.raises(RuntimeError, match=r"^the model fell over$"):
         write_shard(tmp_path, NAME, "parquet", held, failing())
     assert list(tmp_path.iterdir()) == []
     assert not is_done(tmp_path, NAME, "parquet", held.fingerprint)
