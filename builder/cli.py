@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -19,10 +19,8 @@ from builder import __version__
 from builder.depth import DEVICES, Device
 from builder.errors import FgbgError, RecipeMismatchError
 from builder.recipe import (
+    CHOICES,
     DEMO_DEPTH_MODEL,
-    BackgroundFit,
-    DepthFormat,
-    ImageFormat,
     PinnedRecipe,
     Recipe,
     load_recipe,
@@ -32,7 +30,6 @@ from builder.sources import demo_folders
 
 Command = Callable[..., Any]
 
-_CHOICES = {"BackgroundFit": BackgroundFit, "ImageFormat": ImageFormat, "DepthFormat": DepthFormat}
 _TYPES: dict[str, type] = {
     "int": int,
     "int | None": int,
@@ -71,8 +68,8 @@ def _recipe_options(command: Command) -> Command:
         if annotation == "bool":
             flag += f"/--no-{name.replace('_', '-')}"
         kind: Any = _TYPES.get(annotation)
-        if annotation in _CHOICES:
-            kind = click.Choice(get_args(_CHOICES[annotation]))
+        if annotation in CHOICES:
+            kind = click.Choice(CHOICES[annotation])
         text = meaning(name)
         if name not in ("depth_input", "depth_revision"):
             text += f"  [default: {default}]"

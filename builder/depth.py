@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.errors import DepthModelError
-from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, Recipe
+from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, DepthMeaning, Recipe
 from builder.sources import sha256_file
 
 if TYPE_CHECKING:
@@ -33,10 +33,19 @@ _MAX_STORED = 65535
 _CPU_BATCH, _GPU_BATCH = 4, 32
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-# model_type -> stored units per unit of `predicted_depth`, for models of relative inverse depth:
-# the largest power of ten that keeps their usual range inside 16 bits.
-_RELATIVE_SCALE = {"depth_anything": 100.0, "dpt": 10.0}
-_METRIC = {"densedepth", "depth_pro", "glpn", "prompt_depth_anything", "zoedepth"}
+# What `predicted_depth` of a model type is. Depth Anything says it in its config; Depth Pro
+# predicts inverse depth for a focal length of one image width, made metric by its field of view.
+_KINDS: dict[str, DepthMeaning] = {
+    "densedepth": "metric",
+    "depth_pro": "metric",
+    "dpt": "relative-inverse",
+    "glpn": "metric",
+    "zoedepth": "metric",
+}
+
+# Stored units per unit of a relative prediction: keeps the usual range inside 16 bits.
+_RELATIVE_SCALE = {"dpt": 10.0}
+_OTHER_RELATIVE_SCALE = 100.0
 
 
 @dataclass(frozen=True)
@@ -129,29 +138,42 @@ def _describe(name: str, folder: Path, recipe: Recipe) -> DepthInfo:
         quantity="depth",
         unit="mm",
         scale=_MM_PER_M,
-        near=1,
+        # The log code of jpeg8 needs a nearest depth above a millimetre to spend its levels well.
+        near=100,
         far=_MAX_STORED,
     )
-    if model_type == "densedepth":
+    kind = recipe.depth_kind
+    if kind == "auto":
+        kind = _kind_of(name, model_type, config)
+    if kind == "metric":
+        if model_type != "densedepth":
+            return info
         high = float(config.get("max_depth", 10.0))
         low = float(config.get("min_depth") or high / 100)
-        return replace(
-            info, near=max(1, round(low * _MM_PER_M)), far=min(_MAX_STORED, round(high * _MM_PER_M))
-        )
-    metric = model_type in _METRIC or config.get("depth_estimation_type") == "metric"
-    if metric:
-        # The log code of jpeg8 needs a nearest depth above a millimetre to spend its levels well.
-        return replace(info, near=100)
-    if model_type in _RELATIVE_SCALE:
-        scale = _RELATIVE_SCALE[model_type]
-        return replace(
-            info, kind="relative", quantity="inverse_depth", unit=f"1/{scale:g}", scale=scale
-        )
-    known = ", ".join(sorted(_METRIC | set(_RELATIVE_SCALE)))
-    raise DepthModelError(
-        f"depth model {name!r} is of type {model_type!r}; whether its output is metric or relative "
-        f"is known for: {known}."
+        far = min(_MAX_STORED, round(high * _MM_PER_M))
+        return replace(info, near=max(1, round(low * _MM_PER_M)), far=far)
+    scale = _RELATIVE_SCALE.get(model_type, _OTHER_RELATIVE_SCALE)
+    inverse = kind == "relative-inverse"
+    return replace(
+        info,
+        kind="relative",
+        quantity="inverse_depth" if inverse else "depth",
+        unit=f"1/{scale:g} of the prediction",
+        scale=scale,
+        near=1,
     )
+
+
+def _kind_of(name: str, model_type: str, config: dict[str, Any]) -> DepthMeaning:
+    if model_type == "depth_anything":
+        metric = config.get("depth_estimation_type") == "metric"
+        return "metric" if metric else "relative-inverse"
+    if model_type not in _KINDS:
+        raise DepthModelError(
+            f"depth model {name!r} is of type {model_type!r}; what that predicts is not known. "
+            "Say it with --depth-kind metric (metres), relative-depth or relative-inverse."
+        )
+    return _KINDS[model_type]
 
 
 def _hash_files(paths: list[Path]) -> str:
@@ -182,6 +204,42 @@ def pick_device(device: Device) -> str:
             f"device {device!r} is not available to this PyTorch; use --device auto or cpu."
         )
     return device
+
+
+def _pixel_settings(name: str, folder: Path) -> dict[str, Any]:
+    """Read how a model wants its pixels.
+
+    From the file, and not through its image processor: that of some models needs torchvision.
+    """
+    for file, key in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),
+    ):
+        if (folder / file).is_file():
+            try:
+                content = json.loads((folder / file).read_text(encoding="utf-8"))
+                settings: dict[str, Any] = content[key] if key else content
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DepthModelError(
+                    f"{name}: {folder / file} can not be read: {error}."
+                ) from None
+            return settings
+    raise DepthModelError(
+        f"{name}: {folder} has no preprocessor_config.json, which says how pixels are scaled."
+    )
+
+
+def _width_per_focal_length(outputs: Any) -> torch.Tensor:
+    """Return image width / focal length, (B, 1, 1), from a field of view in degrees."""
+    import torch
+
+    if outputs.field_of_view is None:
+        raise DepthModelError(
+            "this Depth Pro model predicts no field of view, so its depth is not metric; use "
+            "--depth-kind relative-inverse."
+        )
+    field = torch.deg2rad(outputs.field_of_view.float()).reshape(-1, 1, 1)
+    return 2 * torch.tan(field / 2)
 
 
 @contextmanager
@@ -225,7 +283,7 @@ class DepthEstimator:
     ) -> None:
         import torch
         from safetensors import SafetensorError
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers import AutoModelForDepthEstimation
 
         import builder.densedepth  # noqa: F401 - registers its classes with the Auto classes
 
@@ -242,9 +300,6 @@ class DepthEstimator:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-            processor = AutoImageProcessor.from_pretrained(
-                model.folder, trust_remote_code=False, backend="pil"
-            )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise DepthModelError(
                 f"{name} can not be loaded from {model.folder}: {error}"
@@ -257,16 +312,16 @@ class DepthEstimator:
                 f"{name} lacks {len(absent)} weights, or has them in another shape: {listed}."
             )
         self._network = network.eval().to(self._device, memory_format=torch.channels_last)
-        self._normalise(processor)
+        self._normalise(_pixel_settings(name, model.folder))
 
-    def _normalise(self, processor: Any) -> None:
+    def _normalise(self, settings: dict[str, Any]) -> None:
         """Set `_factor`, `_offset` so that a pixel's input is value * factor + offset."""
         import torch
 
-        scale = processor.rescale_factor if getattr(processor, "do_rescale", True) else 1.0
+        scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
         mean, std = [0.0], [1.0]
-        if getattr(processor, "do_normalize", False):
-            mean, std = processor.image_mean, processor.image_std
+        if settings.get("do_normalize", False):
+            mean, std = settings["image_mean"], settings["image_std"]
         mean_, std_ = (torch.tensor(v, device=self._device).view(1, -1, 1, 1) for v in (mean, std))
         self._factor, self._offset = scale / std_, -mean_ / std_
 
@@ -286,11 +341,26 @@ class DepthEstimator:
             images = np.concatenate([images, np.repeat(images[-1:], self.batch_size - count, 0)])
         with _one_thread(), torch.inference_mode():
             pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float()
-            prediction = self._network(pixel_values=self._enlarge(pixels)).predicted_depth
+            prediction = self._predict(self._enlarge(pixels))
             depth = torch.nn.functional.interpolate(
                 prediction[:count, None].float(), size=images.shape[1:3], mode="bilinear"
             )[:, 0]
             return self._store(depth)
+
+    def _predict(self, pixels: torch.Tensor) -> torch.Tensor:
+
+        try:
+            outputs = self._network(pixel_values=pixels)
+        except (RuntimeError, ValueError) as error:
+            raise DepthModelError(
+                f"depth model {self.info.model!r} fails on {len(pixels)} pictures of "
+                f"{self._input}x{self._input} px: {error}. Try another --depth-input or a smaller "
+                "--batch-size."
+            ) from error
+        prediction: torch.Tensor = outputs.predicted_depth
+        if self.info.model_type == "depth_pro" and self.info.kind == "metric":
+            return 1 / (prediction * _width_per_focal_length(outputs)).clamp(1e-4, 1e4)
+        return prediction
 
     def _enlarge(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch

@@ -25,8 +25,19 @@ NO_DEPTH_MODEL = "none"
 BackgroundFit = Literal["crop", "stretch"]
 ImageFormat = Literal["jpeg", "webp", "png"]
 DepthFormat = Literal["png16", "jpeg8"]
+DepthMeaning = Literal["auto", "metric", "relative-depth", "relative-inverse"]
 DepthKind = Literal["metric", "relative"]
 DepthQuantity = Literal["depth", "inverse_depth"]
+
+# By the name of a field's type: the values it may have.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "BackgroundFit": get_args(BackgroundFit),
+    "ImageFormat": get_args(ImageFormat),
+    "DepthFormat": get_args(DepthFormat),
+    "DepthMeaning": get_args(DepthMeaning),
+    "DepthKind": get_args(DepthKind),
+    "DepthQuantity": get_args(DepthQuantity),
+}
 
 _MAX_RECORDS = 2**62
 _MAX_SIDE = 4096  # px of a record, so of a prepared source too
@@ -56,6 +67,9 @@ class Recipe:
         DEMO_DEPTH_MODEL, "Hub id or folder of a depth-estimation model, 'demo' or 'none'"
     )
     depth_revision: str | None = _option(None, "revision of a depth model from the Hub")
+    depth_kind: DepthMeaning = _option(
+        "auto", "what the depth model predicts; 'auto' goes by the model's type"
+    )
     depth_input: int | None = _option(
         None, "side in px of the composite shown to the depth model; 480, for 'demo' 256"
     )
@@ -123,23 +137,14 @@ def meaning(name: str) -> str:
     return text
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "BackgroundFit": get_args(BackgroundFit),
-    "ImageFormat": get_args(ImageFormat),
-    "DepthFormat": get_args(DepthFormat),
-    "DepthKind": get_args(DepthKind),
-    "DepthQuantity": get_args(DepthQuantity),
-}
-
-
 def _check_types(values: Recipe | SourceEntry | DepthInfo) -> None:
     for f in fields(values):
         _check_type(f.name, getattr(values, f.name), str(f.type))
 
 
 def _check_type(name: str, value: object, annotation: str) -> None:
-    if annotation in _CHOICES:
-        allowed = _CHOICES[annotation]
+    if annotation in CHOICES:
+        allowed = CHOICES[annotation]
         if value not in allowed:
             raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
         return

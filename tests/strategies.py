@@ -59,6 +59,7 @@ def recipes(draw: st.DrawFn, **fixed: Any) -> Recipe:
         "seed": draw(st.integers(0, 2**64 - 1)),
         "depth_model": draw(st.sampled_from(["demo", "none", "some/model", "ein/Modell-ä"])),
         "depth_revision": draw(st.none() | st.sampled_from(["main", "0" * 40])),
+        "depth_kind": draw(st.sampled_from(["auto", "metric", "relative-inverse"])),
         "depth_input": draw(st.none() | st.integers(1, 128).map(lambda n: 32 * n)),
         "image_format": draw(st.sampled_from(["jpeg", "webp", "png"])),
         "image_quality": draw(st.integers(1, 100)),

@@ -59,9 +59,13 @@ class Settings:
     pool_side_px: int = 288
     held_out: int = 200
     # (side in px, batch, steps): most of the learning happens small, the end at the size of use.
-    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 2000), (256, 16, 800))
+    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 1600), (256, 16, 1500))
     learning_rate: float = 3e-3
     warmup_steps: int = 200
+    # The rate follows half a cosine over `cosine_steps` up to step `linear_from`, then a straight
+    # line to the end: that leaves the stage at full size more of it than a cosine would.
+    cosine_steps: int = 2800
+    linear_from: int = 1250
     weight_decay: float = 1e-4
     average_decay: float = 0.998
     log_weight: float = 3.0
@@ -274,11 +278,15 @@ class Trainer:
         return float(loss.detach())
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to a hundredth."""
+        """Linear warm-up, part of a cosine, then a straight line down to a hundredth."""
         settings = self.settings
         warm = min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
-        cosine = 0.5 + 0.5 * math.cos(math.pi * self.step / settings.steps)
-        return settings.learning_rate * warm * (0.01 + 0.99 * cosine)
+        bend = min(self.step, settings.linear_from)
+        share = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * bend / settings.cosine_steps))
+        if self.step > bend:
+            left = (settings.steps - self.step) / (settings.steps - settings.linear_from)
+            share = 0.01 + (share - 0.01) * left
+        return settings.learning_rate * warm * share
 
     def save(self) -> None:
         """Writes the checkpoint under a temporary name, then renames it."""
@@ -577,9 +585,9 @@ same numbers stand in `metrics.json`.
   image, {images_per_second:.0f} images per second on one CPU core (float32).
 - Loss: the paper's (SSIM + gradients + 0.1 L1 on inverse depth) plus {log_weight} times the mean
   |log| ratio of depths.
-- AdamW, learning rate {learning_rate} with warm-up and cosine, {stages}; bfloat16 autocast; crops,
-  mirroring, colour jitter, noise; the weights are a running average (decay {average_decay});
-  BatchNorm statistics measured anew at the end.
+- AdamW, learning rate {learning_rate} with warm-up, cosine and linear decay, {stages}; bfloat16
+  autocast; crops, mirroring, colour jitter, noise; the weights are a running average (decay
+  {average_decay}); BatchNorm statistics measured anew at the end.
 - Cost: {minutes:.0f} minutes of training on one core of a CPU with AMX, which other work shared,
   and about five core-minutes per 1000 scenes for rendering.
 - Seed {seed}. The same command gives the same scenes and the same training run; last digits of the

@@ -173,6 +173,17 @@ def test_snapping_twice_changes_nothing() -> None:
     np.testing.assert_array_equal(codec.decode(codec.encode(once)), once)
 
 
+@pytest.mark.parametrize("fields", [{}, {"depth_precision": 0}, {"depth_format": "jpeg8"}])
+def test_the_shorter_way_gives_what_decoding_gives(fields: dict[str, Any]) -> None:
+    codec = DepthCodec(Recipe(**fields), depth_info())
+    noise = np.random.default_rng(0).integers(0, 65536, (50, 70)).astype(np.uint16)
+    for depth in (every_value(), noise, noise[:, ::-1]):
+        data = codec.encode(depth)
+        np.testing.assert_array_equal(codec.decode(data), codec.stored(by_pillow(data)))
+        np.testing.assert_array_equal(codec.as_decoded(depth, data), codec.decode(data))
+        assert codec.as_decoded(depth, data).dtype.newbyteorder("=") == np.uint16
+
+
 def test_depth_in_metres_is_nan_where_unknown() -> None:
     codec = DepthCodec(Recipe(depth_precision=0), depth_info())
     metres = codec.metres(np.array([[0, 100, 2500]], np.uint16))

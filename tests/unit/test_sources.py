@@ -595,9 +595,9 @@ def mixed(tmp_path: Path) -> Path:
 
 
 PROBLEMS = [
+    ("fg/credits.csv", "line 3 names 'none.png', which is not there"),
     ("fg/sub/TWIN.tif", "has the same name (without extension) as twin.png; rename one of them"),
     ("fg/twin.png", "has the same name (without extension) as sub/TWIN.tif; rename one of them"),
-    ("fg/credits.csv", "line 3 names 'none.png', which is not there"),
     ("fg/empty.png", "is empty (0 bytes)"),
     ("fg/sub/notes.txt", "is not a JPEG, PNG, WebP, TIFF or BMP image"),
 ]
@@ -607,7 +607,25 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadSourcesError) as caught:
         prepare(mixed(tmp_path), "foreground", SAME)
     assert caught.value.problems == PROBLEMS
-    assert str(caught.value).startswith("5 sources can not be used:\n  fg/sub/TWIN.tif: has")
+    assert str(caught.value).startswith("5 sources can not be used:\n  fg/credits.csv: line 3")
+
+
+def test_a_caption_beside_its_picture_does_not_spoil_it(tmp_path: Path) -> None:
+    files = {"a.png": encoded(photo(), "PNG"), "a.txt": b"an a"}
+    prepared = prepare(folder_of(tmp_path / "bg", files), "background", SAME, skip_bad=True)
+    assert [source.entry.file for source in prepared.sources] == ["a.png"]
+    assert prepared.skipped == (("bg/a.txt", "is not a JPEG, PNG, WebP, TIFF or BMP image"),)
+
+
+def test_a_clash_of_many_files_stays_one_short_line_each(tmp_path: Path) -> None:
+    files = {f"{i}/a.png": encoded(photo(), "PNG") for i in range(6)}
+    with pytest.raises(BadSourcesError) as caught:
+        prepare(folder_of(tmp_path / "bg", files), "background", SAME)
+    assert len(caught.value.problems) == 6
+    name, why = caught.value.problems[0]
+    assert name == "bg/0/a.png"
+    others = "1/a.png, 2/a.png, 3/a.png ..."
+    assert why == f"has the same name (without extension) as {others}; rename one of them"
 
 
 def test_skip_bad_goes_on_and_records_what_it_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,186 @@
+"""Every kind of depth model Transformers knows: stored as what it predicts, against the library."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from builder import DepthModelError
+from builder.depth import DepthEstimator, locate_model
+from builder.recipe import Recipe
+
+SIDE = 64  # of the records and of the model's input, so that resizing changes nothing
+STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"], "reshape_hidden_states": False}
+TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": SIDE}
+NECK = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 8}
+PIXELS = {"size": {"height": SIDE, "width": SIDE}}
+
+DEPTH_PRO_PIXELS = {
+    "image_processor_type": "DepthProImageProcessor",
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+def dpt():
+    config = hf.DPTConfig(
+        **TINY, **NECK, intermediate_size=64, patch_size=16, backbone_out_indices=[0, 1, 2, 3]
+    )
+    return hf.DPTForDepthEstimation(config), hf.DPTImageProcessorPil(**PIXELS)
+
+
+def glpn():
+    config = hf.GLPNConfig(
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=8,
+    )
+    return hf.GLPNForDepthEstimation(config), hf.GLPNImageProcessorPil()
+
+
+def depth_anything(kind):
+    backbone = hf.Dinov2Config(**TINY, **STAGES, patch_size=16)
+    config = hf.DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=32,
+        head_hidden_size=8,
+        patch_size=16,
+        depth_estimation_type=kind,
+        max_depth=20 if kind == "metric" else 1,
+        **NECK,
+    )
+    return hf.DepthAnythingForDepthEstimation(config), hf.DPTImageProcessorPil(**PIXELS)
+
+
+def zoedepth():
+    backbone = hf.BeitConfig(
+        **TINY, **STAGES, intermediate_size=64, patch_size=16, use_relative_position_bias=True
+    )
+    config = hf.ZoeDepthConfig(
+        backbone_config=backbone,
+        backbone_hidden_size=32,
+        bottleneck_features=8,
+        num_relative_features=8,
+        bin_embedding_dim=16,
+        num_attractors=[2, 2, 2, 1],
+        **NECK,
+    )
+    return hf.ZoeDepthForDepthEstimation(config), hf.ZoeDepthImageProcessorPil(do_pad=False)
+
+
+def depth_pro():
+    part = {
+        "model_type": "dinov2",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    config = hf.DepthProConfig(
+        patch_size=32,
+        fusion_hidden_size=16,
+        intermediate_hook_ids=[1, 0],
+        intermediate_feature_dims=[10, 8],
+        scaled_images_ratios=[0.5, 1.0],
+        scaled_images_overlap_ratios=[0.0, 0.2],
+        scaled_images_feature_dims=[12, 14],
+        image_model_config=part,
+        patch_model_config=part,
+        fov_model_config=part,
+        use_fov_model=True,
+        num_fov_head_layers=1,
+    )
+    return hf.DepthProForDepthEstimation(config), None  # its processor needs torchvision
+
+
+# name: (maker, kind, quantity, stored units per unit)
+MODELS = {
+    "dpt": (dpt, "relative", "inverse_depth", 10),
+    "glpn": (glpn, "metric", "depth", 1000),
+    "depth_anything": (lambda: depth_anything("relative"), "relative", "inverse_depth", 100),
+    "depth_anything_metric": (lambda: depth_anything("metric"), "metric", "depth", 1000),
+    "zoedepth": (zoedepth, "metric", "depth", 1000),
+    "depth_pro": (depth_pro, "metric", "depth", 1000),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def saved(request, tmp_path_factory):
+    make, *meaning = MODELS[request.param]
+    torch.manual_seed(0)
+    model, processor = make()
+    with torch.no_grad():  # random heads give next to nothing; lift them off zero
+        for name, bias in model.named_parameters():
+            if name.startswith("head.") and name.endswith("bias"):
+                bias.fill_(0.5)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.eval().save_pretrained(folder)
+    if processor:
+        processor.save_pretrained(folder)
+    else:
+        (folder / "preprocessor_config.json").write_text(json.dumps(DEPTH_PRO_PIXELS))
+    return folder, model, processor, meaning
+
+
+def test_stored_depth_is_the_librarys_prediction_in_its_unit(saved):
+    folder, model, processor, (kind, quantity, scale) = saved
+    recipe, located = locate_model(Recipe(depth_model=str(folder), depth_input=SIDE))
+    info = located.info
+    assert (info.kind, info.quantity, info.scale) == (kind, quantity, scale)
+    assert recipe.depth_revision is None
+    images = np.random.default_rng(1).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    stored = DepthEstimator(located, recipe, device="cpu", batch_size=4)(images)
+    assert stored.shape == (3, SIDE, SIDE)
+    assert stored.dtype == np.uint16
+
+    if processor:
+        pixels = processor(images=list(images), do_resize=False, return_tensors="pt").pixel_values
+    else:
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        outputs = model(pixel_values=pixels)
+    expected = outputs.predicted_depth
+    if processor is None:  # Depth Pro: inverse depth for a focal length of one width, by its paper
+        width = 2 * torch.tan(torch.deg2rad(outputs.field_of_view) / 2)
+        expected = 1 / (expected * width.view(-1, 1, 1)).clamp(1e-4, 1e4)
+    if expected.shape[1:] != (SIDE, SIDE):
+        size = {"size": (SIDE, SIDE), "mode": "bilinear", "align_corners": False}
+        expected = torch.nn.functional.interpolate(expected[:, None], **size)[:, 0]
+    expected = np.clip(np.rint(expected.numpy() * scale), info.near, info.far)
+    assert np.abs(stored - expected).max() <= max(1, 1e-3 * expected.max())
+    assert (stored > info.near).any(), "everything was clipped: this would compare nothing"
+
+
+def test_what_a_model_means_can_be_said(saved):
+    folder, *_ = saved
+    recipe = Recipe(depth_model=str(folder), depth_kind="relative-depth")
+    _, located = locate_model(recipe)
+    assert (located.info.kind, located.info.quantity) == ("relative", "depth")
+    _, located = locate_model(Recipe(depth_model=str(folder), depth_kind="metric"))
+    assert (located.info.kind, located.info.unit) == ("metric", "mm")
+
+
+def test_an_unknown_type_must_be_explained(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "chmv2"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DepthModelError, match="is of type 'chmv2'; what that predicts is not"):
+        locate_model(Recipe(depth_model=str(tmp_path)))
+
+
+def test_an_input_the_model_can_not_take_is_told_with_the_next_step(tmp_path):
+    torch.manual_seed(0)
+    depth_pro()[0].save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(DEPTH_PRO_PIXELS))
+    recipe, located = locate_model(Recipe(depth_model=str(tmp_path), depth_input=32))
+    estimator = DepthEstimator(located, recipe, device="cpu", batch_size=1)
+    with pytest.raises(DepthModelError, match=r"fails on 1 pictures of 32x32 px: .*--depth-input"):
+        estimator(np.zeros((1, SIDE, SIDE, 3), np.uint8))
