@@ -262,7 +262,8 @@ class PinnedRecipe:
 
     def _pixel_fields(self) -> dict[str, Any]:
         values = self.recipe.to_dict()
-        del values["depth_model"], values["depth_revision"]  # their weights' hash stands for them
+        for name in ("depth_model", "depth_revision", "depth_kind"):
+            del values[name]  # what they lead to stands in `depth`: weights, kind, quantity
         return values
 
     def to_json(self) -> str:

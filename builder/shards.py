@@ -177,7 +177,7 @@ def _writer(file: Any, file_format: FileFormat, schema: pa.Schema) -> Any:
     from datasets.arrow_writer import get_parquet_column_options
 
     columns = Features.from_arrow_schema(schema)
-    return pq.ParquetWriter(
+    writer = pq.ParquetWriter(
         file,
         schema,
         # Stable chunk borders let the Hub store a changed set as its difference.
@@ -185,6 +185,9 @@ def _writer(file: Any, file_format: FileFormat, schema: pa.Schema) -> Any:
         write_page_index=True,
         **get_parquet_column_options(columns, schema),
     )
+    chunking = json.dumps(config.DEFAULT_CDC_OPTIONS)
+    writer.add_key_value_metadata({"content_defined_chunking": chunking})
+    return writer
 
 
 def _metadata(pinned: PinnedRecipe) -> dict[bytes, bytes]:

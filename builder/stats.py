@@ -89,8 +89,10 @@ class Summary:
             return math.nan
         return float(math.sqrt(self.n * self.total_squares - self.total**2) / self.n)
 
-    def quantile(self, share: float) -> int:
-        """Smallest value that at least this share of all values do not exceed."""
+    def quantile(self, share: float) -> float:
+        """Smallest value that at least this share of all do not exceed; NaN when there is none."""
+        if not self.n:
+            return math.nan
         position = np.searchsorted(np.cumsum(self._counts), share * self.n)
         return int(self._values[min(position, len(self._values) - 1)])
 

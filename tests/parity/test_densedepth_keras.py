@@ -1,12 +1,7 @@
-"""DenseDepth against an independent Keras 3 network, stage by stage, weights copied by name.
-
-The reference takes its encoder from keras.applications and builds the decoder here, from the
-paper; its up-sampling is a pair of matrices and shares nothing with torch's `interpolate`.
-"""
+"""DenseDepth against an independent Keras 3 network, stage by stage, weights copied by name."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from types import ModuleType
@@ -18,6 +13,15 @@ import torch
 
 from builder.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
 from builder.densedepth.modeling_densedepth import HIDDEN_STATE_NAMES
+from tests.parity.keras_network import (
+    build_reference,
+    load_keras,
+    metres_in_centimetre_form,
+    randomise,
+    relative_error,
+    run_reference,
+    spread_inverse_depth,
+)
 
 RELATIVE_TOLERANCE = 1e-4  # float32, of the largest value of a stage; measured: 5e-6 and less
 # 1 / y is steepest at y = 1, where it enlarges a relative error of y by max(y), about 30 here.
@@ -53,96 +57,7 @@ def _dense_layer(match: re.Match[str]) -> str:
 
 @pytest.fixture(scope="module")
 def keras() -> ModuleType:
-    """Keras 3 on its torch backend; the backend is read from the environment at first import."""
-    os.environ["KERAS_BACKEND"] = "torch"
-    module: ModuleType = pytest.importorskip("keras", minversion="3")
-    assert module.backend.backend() == "torch", "another test imported keras with another backend"
-    return module
-
-
-def upsampling_matrix(size: int, *, align_corners: bool) -> np.ndarray:
-    """Linear interpolation from `size` to `2 * size` samples, as a (2 * size, size) matrix."""
-    out = np.arange(2 * size)
-    source = out * (size - 1) / (2 * size - 1) if align_corners else (out + 0.5) / 2 - 0.5
-    source = source.clip(0, size - 1)
-    low = np.floor(source).astype(int)
-    high = np.minimum(low + 1, size - 1)
-    matrix = np.zeros((2 * size, size))
-    np.add.at(matrix, (out, low), 1 - (source - low))
-    np.add.at(matrix, (out, high), source - low)
-    return matrix.astype(np.float32)
-
-
-def build_reference(
-    keras: ModuleType,
-    encoder: str,
-    size: tuple[int, int],
-    *,
-    width: int,
-    leaky: bool,
-    aligned: bool,
-) -> Any:
-    """The whole network in Keras with one output per stage, in the order of HIDDEN_STATE_NAMES."""
-
-    class DoubleSize(keras.layers.Layer):  # type: ignore[misc, name-defined]
-        """Bilinear enlargement by two of (B, h, w, C), one matrix per axis."""
-
-        def call(self, x: Any) -> Any:
-            _, height, width, _ = x.shape
-            rows = upsampling_matrix(height, align_corners=aligned)
-            columns = upsampling_matrix(width, align_corners=aligned)
-            return keras.ops.einsum("ih,jw,bhwc->bijc", rows, columns, x)
-
-        def compute_output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-            return (shape[0], 2 * shape[1], 2 * shape[2], shape[3])
-
-    layers = keras.layers
-    base = getattr(keras.applications, encoder)(
-        weights=None, include_top=False, input_shape=(*size, 3)
-    )
-    names = ("conv1_relu", "pool1", "pool2_pool", "pool3_pool", "relu")
-    taps = [base.get_layer(name).output for name in names]
-    stages = [layers.Conv2D(width, 1, padding="same", name="conv2")(taps[-1])]
-    for step, tap in enumerate(reversed(taps[:-1]), start=1):
-        filters = width // 2**step
-        x = layers.Concatenate()([DoubleSize()(stages[-1]), tap])
-        x = layers.Conv2D(filters, 3, padding="same", name=f"up{step}_convA")(x)
-        if leaky:
-            x = layers.LeakyReLU(negative_slope=0.2)(x)
-        x = layers.Conv2D(filters, 3, padding="same", name=f"up{step}_convB")(x)
-        stages.append(layers.LeakyReLU(negative_slope=0.2)(x))
-    stages.append(layers.Conv2D(1, 3, padding="same", name="conv3")(stages[-1]))
-    return keras.Model(base.input, [*taps, *stages])
-
-
-def randomise(model: Any, seed: int) -> None:
-    """Random kernels that keep activations in scale, and norms that are far from the identity."""
-    rng = np.random.default_rng(seed)
-    for variable in model.weights:
-        shape, kind = variable.shape, variable.name
-        if kind == "kernel":
-            value = rng.normal(0, np.sqrt(1.5 / np.prod(shape[:-1])), shape)
-        elif kind in ("gamma", "moving_variance"):
-            value = rng.uniform(0.5, 1.5, shape)
-        else:  # biases, beta, moving_mean
-            value = rng.normal(0, 0.2, shape)
-        variable.assign(value.astype(np.float32))
-
-
-def run_reference(model: Any, images: np.ndarray) -> list[np.ndarray]:
-    """Every stage as (B, C, h, w), for images (B, H, W, 3)."""
-    with torch.no_grad():
-        outputs = model(images, training=False)
-    return [output.detach().numpy().transpose(0, 3, 1, 2) for output in outputs]
-
-
-def spread_inverse_depth(model: Any, images: np.ndarray) -> None:
-    """Scale the last layer so that y lies below 0, between 0 and 1, and above."""
-    y = run_reference(model, images)[-1]
-    head = model.get_layer("conv3")
-    gain = 6 / y.std()
-    head.kernel.assign(head.kernel * gain)
-    head.bias.assign((head.bias - y.mean()) * gain + 8)
+    return load_keras()
 
 
 def copy_weights(reference: Any, model: DenseDepthForDepthEstimation) -> None:
@@ -171,12 +86,6 @@ def copy_weights(reference: Any, model: DenseDepthForDepthEstimation) -> None:
     model.load_state_dict(state, strict=True)
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Largest difference, as a share of the largest value."""
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
 def run_ours(model: DenseDepthForDepthEstimation, images: np.ndarray) -> dict[str, np.ndarray]:
     """Every stage by name, and "metres"."""
     with torch.inference_mode():
@@ -188,14 +97,6 @@ def run_ours(model: DenseDepthForDepthEstimation, images: np.ndarray) -> dict[st
         **{name: stage.numpy() for name, stage in stages},
         "metres": output.predicted_depth.numpy(),
     }
-
-
-def metres_in_centimetre_form(y: np.ndarray) -> np.ndarray:
-    """The unit rule as the NYU checkpoints' readers know it; y <= 0 is infinitely far."""
-    y = y.astype(np.float64)
-    with np.errstate(divide="ignore"):
-        centimetres = np.where(y > 0, 1000 / y, np.inf)
-    return np.clip(centimetres, 10, 1000) / 100
 
 
 @pytest.mark.parametrize(

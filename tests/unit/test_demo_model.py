@@ -31,7 +31,7 @@ def model():
 @pytest.fixture(scope="module")
 def held_out():
     """24 scenes of seeds that neither trained nor measured the model, rendered here."""
-    first, side = training.HELD_OUT_SEED + 5000, 192
+    first, side = training.HELD_OUT_SEED + 5000, 256
     pairs = [scenes.render(first + index, (side, side)) for index in range(24)]
     return np.stack([rgb for rgb, _ in pairs]), np.stack([depth_m for _, depth_m in pairs])
 

@@ -114,8 +114,8 @@ def test_the_foreground_is_no_larger_than_the_record() -> None:
          "image_format is ['jpeg']; it must be one of jpeg, webp, png."),
         ({"background_fit": None},
          "background_fit is None; it must be one of crop, stretch."),
-        ({"depth_kind": "relative"}, "depth_kind is 'relative'; it must be one of auto, metric, "
-         "relative-depth, relative-inverse."),
+        ({"depth_kind": 1},
+         "depth_kind is 1; it must be one of auto, metric, relative-depth, relative-inverse."),
         ({"depth_format": "PNG16"}, "depth_format is 'PNG16'; it must be one of png16, jpeg8."),
         ({"depth_model": ""},
          "depth_model is empty; give a folder, a Hub id, 'demo' or 'none'."),

@@ -198,7 +198,6 @@ def test_the_files_metadata_carries_features_recipe_and_depth(
     }
 
 
-@pytest.mark.xfail(reason="shards._writer leaves out datasets' content_defined_chunking key")
 def test_the_files_metadata_declares_content_defined_chunking(
     tmp_path: Path, prepared: Prepared
 ) -> None:

@@ -164,3 +164,9 @@ def test_shards_merge_to_the_bit_in_any_order() -> None:
         for part in order:
             total.merge(Statistics.from_json(json.loads(json.dumps(part.to_json()))))
         assert total.to_json() == whole
+
+
+def test_nothing_counted_has_no_figures() -> None:
+    nothing = Tally(10).channel(0)
+    assert nothing.n == 0
+    assert all(np.isnan([nothing.mean, nothing.std, nothing.quantile(0.5)]))
