@@ -33,7 +33,6 @@ MIN_DEPTH_M = 0.1
 MAX_DEPTH_M = 10.0
 
 _EPSILON_M = 1e-3
-_FAR_M = 1e6
 # A block of scene seeds shares a library of cut-outs, so held-out blocks paste objects never
 # trained on.
 _SEEDS_PER_BLOCK = 100_000

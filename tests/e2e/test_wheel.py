@@ -20,7 +20,10 @@ def test_the_demo_builds_from_the_installed_wheel(tmp_path):
     (wheel,) = wheels.iterdir()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", site, wheel], **run)
-    code = "import builder, sys; sys.stderr.write(builder.__file__); from builder.cli import main; main()"
+    code = (
+        "import builder, sys; sys.stderr.write(builder.__file__);"
+        "from builder.cli import main; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "build", "--demo", tmp_path / "out", "--placements", "1",
          "--no-flip", "--workers", "1", "--json"],

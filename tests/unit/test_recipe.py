@@ -242,7 +242,7 @@ def test_the_fingerprint_is_a_sha256_that_no_restart_changes() -> None:
         "recipe": {
             k: v
             for k, v in Recipe(depth_model="none").to_dict().items()
-            if k not in ("depth_model", "depth_revision")
+            if k not in ("depth_model", "depth_revision", "depth_kind")
         },
         "foregrounds": [["fg0", entry("fg0").sha256, 10, 10, False]],
         "backgrounds": [["bg0", entry("bg0").sha256, 224, 224, False]],
