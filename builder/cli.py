@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from tqdm import tqdm
 
 from builder import __version__
-from builder.depth import DEVICES, Device
+from builder.depth import BACKENDS, DEVICES, Backend, Device
 from builder.errors import FgbgError, RecipeMismatchError
 from builder.recipe import (
     CHOICES,
@@ -88,6 +88,9 @@ def _run_options(command: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, help="print the result as JSON"),
         click.option("--batch-size", type=click.IntRange(1), help="composites per model call"),
         click.option(
+            "--backend", type=click.Choice(BACKENDS), default="auto", help="what runs the model"
+        ),
+        click.option(
             "--device", type=click.Choice(DEVICES), default="auto", help="where the model runs"
         ),
         click.option(
@@ -153,6 +156,7 @@ def build(
     skip_bad: bool,
     workers: int | None,
     device: Device,
+    backend: Backend,
     batch_size: int | None,
     as_json: bool,
     license_: str | None,
@@ -180,6 +184,7 @@ def build(
 
     options = BuildOptions(
         device=device,
+        backend=backend,
         batch_size=batch_size,
         progress=not quiet,
         license=license_,
@@ -267,6 +272,7 @@ def plan(
     skip_bad: bool,
     workers: int | None,
     device: Device,
+    backend: Backend,
     batch_size: int | None,
     as_json: bool,
     **values: Any,
@@ -278,7 +284,7 @@ def plan(
     foregrounds, backgrounds, _ = _folders(paths, demo, with_out=False)
     recipe, _ = _chosen_recipe(ctx, recipe_file, values)
     dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad)
-    options = BuildOptions(device=device, batch_size=batch_size)
+    options = BuildOptions(device=device, backend=backend, batch_size=batch_size)
     estimate = forecast(dataset.project, workers=workers, options=options)
     if as_json:
         click.echo(json.dumps(asdict(estimate)))

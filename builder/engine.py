@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from builder.depth import DepthEstimator, DepthModel, Device, pick_device
+from builder.depth import Backend, DepthEstimator, DepthModel, Device, pick_device
 from builder.errors import BuildFailedError, FgbgError, OutputError
 from builder.plan import Plan
 from builder.render import Renderer
@@ -38,14 +38,16 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a build runs; nothing here changes a record.
+    """How a build runs; nothing here is in the recipe.
 
-    `batch_size` None is 4 on a processor and 32 on a GPU. `license` is the Hub's identifier of the
-    terms the set is given out under, for its card. `resume` is the command told to a user when a
-    build fails.
+    None of it changes a record, but for the rounding of depth by `device`, `backend` and
+    `batch_size`, inside what the recipe's precision leaves open. `batch_size` None is 4 on a
+    processor and 32 on a GPU. `license` is the Hub's identifier of the terms the set is given out
+    under, for its card. `resume` is the command told to a user when a build fails.
     """
 
     device: Device = "auto"
+    backend: Backend = "auto"
     batch_size: int | None = None
     progress: bool = True
     license: str | None = None
@@ -60,6 +62,7 @@ class Job:
     file_format: FileFormat
     model: DepthModel | None
     device: Device
+    backend: Backend
     batch_size: int | None
 
 
@@ -68,10 +71,6 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         work = WorkFolder(job.out)
-        if job.model:
-            from transformers.utils import logging
-
-            logging.disable_progress_bar()  # loading is short, and shown once a process
         self._job, self._folder, self._pinned = job, work.shards, read_recipe(work.path)
         self._plan = Plan(self._pinned)
         bank = SourceBank(
@@ -83,6 +82,7 @@ class Worker:
                 job.model,
                 self._pinned.recipe,
                 device=job.device,
+                backend=job.backend,
                 batch_size=job.batch_size,
             )
         self._renderer = Renderer(self._plan, bank, estimator)
@@ -127,7 +127,14 @@ def build_shards(
     ranges = [plan.splits[split].shard_range(shard) for split, shard in pending]
     left = sum(stop - start for start, stop in ranges)
     workers = max(1, min(workers or default_workers(project, options.device), len(pending)))
-    job = Job(work.out, file_format, project.model, options.device, options.batch_size)
+    job = Job(
+        work.out,
+        file_format,
+        project.model,
+        options.device,
+        options.backend,
+        options.batch_size,
+    )
     failed: dict[str, str] = {}
     with tqdm(
         total=plan.n_records,

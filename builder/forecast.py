@@ -51,6 +51,7 @@ def forecast(
             project.model,
             project.pinned.recipe,
             device=options.device,
+            backend=options.backend,
             batch_size=options.batch_size,
         )
     seconds, column_bytes = _probe(project, plan, estimator)

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ class Project:
             BadSourcesError: files of either folder that can not be used, all at once.
             DepthModelError: the depth model can not be found.
         """
+        held = work.held() if work and recipe.precision == "auto" else None
+        if held and held.recipe.depth_model == recipe.depth_model:
+            # what 'auto' led to when the build began, maybe on another machine
+            recipe = replace(recipe, precision=held.recipe.precision)
         recipe, model = locate_model(recipe)
         folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
         prepared = _prepare_both(folders, recipe, skip_bad, work, progress)

@@ -160,6 +160,23 @@ def test_stored_depth_is_the_librarys_prediction_in_its_unit(saved):
     assert (stored > info.near).any(), "everything was clipped: this would compare nothing"
 
 
+def test_bfloat16_is_near_float32_and_mixed_is_refused(saved):
+    folder = str(saved[0])
+    images = np.random.default_rng(1).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    depths = []
+    for precision in ("float32", "bfloat16"):
+        chosen = Recipe(depth_model=folder, depth_input=SIDE, precision=precision)
+        recipe, located = locate_model(chosen)
+        estimator = DepthEstimator(located, recipe, device="cpu", batch_size=2)
+        assert estimator.backend == "torch"
+        depths.append(estimator(images).astype(float))
+    difference = np.abs(depths[1] - depths[0])
+    assert estimator._run.dtype == torch.bfloat16
+    assert difference.mean() < 0.02 * depths[0].mean()
+    with pytest.raises(DepthModelError, match="'mixed' is for DenseDepth, and depth model"):
+        locate_model(Recipe(depth_model=folder, precision="mixed"))
+
+
 def test_what_a_model_means_can_be_said(saved):
     folder, *_ = saved
     recipe = Recipe(depth_model=str(folder), depth_kind="relative-depth")

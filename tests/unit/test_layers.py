@@ -22,6 +22,7 @@ ROOMS = (
     "plan",
     "composition",
     "densedepth",
+    "backends",
     "depth",
     "render",
     "stats",

@@ -50,6 +50,7 @@ def test_defaults_are_the_reference_run() -> None:
         "image_format": "jpeg",
         "image_quality": 90,
         "depth_format": "png16",
+        "precision": "float32",
         "depth_precision": 0.005,
         "shard_records": 1000,
     }
