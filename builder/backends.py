@@ -24,8 +24,6 @@ from builder.recipe import Precision
 
 Shapes = Callable[[int, int], list[tuple[int, ...]]]  # of the inputs, by batch and input side
 
-_TRACED_SIDE = 64
-
 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 itself, so that it is faster than float32 there."""
@@ -133,7 +131,7 @@ class OpenVinoBackend:
         else:
             parts = [(_Features(network), image, precision)]
         self._stages = [
-            _compiled(module, shapes(1, _TRACED_SIDE), shapes(batch_size, side), precision)
+            _compiled(module, shapes(1, side), shapes(batch_size, side), precision)
             for module, shapes, precision in parts
         ]
         self._head, self._range = network.inverse_depth, network.config.depth_range_m
@@ -164,7 +162,7 @@ def _compiled(
 ) -> Any:
     """Return an OpenVINO request for inputs of some shapes, from a torch module traced on others.
 
-    Tracing runs the module, so it is done on a small input: nothing in it depends on the size.
+    Tracing runs the module, so it is done on one image.
     """
     import openvino
     from openvino.frontend import FrontEndManager
@@ -173,7 +171,8 @@ def _compiled(
     # Not through `openvino.convert_model`, which is this and a message to Intel about it.
     with torch.inference_mode():
         example = tuple(torch.zeros(shape) for shape in traced)
-        decoder = TorchScriptPythonDecoder(module.eval(), example_input=example)
+        script = torch.jit.trace(module.eval(), example, check_trace=False)
+        decoder = TorchScriptPythonDecoder(script, skip_freeze=True)  # else it runs twice
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     model.reshape({i: list(shape) for i, shape in enumerate(shapes)})

@@ -38,7 +38,7 @@ MAX_SHIFT = 0.005
 
 _MM_PER_M = 1000.0
 _MAX_STORED = 65535
-_CPU_BATCH, _GPU_BATCH = 4, 32
+_CPU_BATCH, _GPU_BATCH = 2, 32
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # What `predicted_depth` of a model type is. Depth Anything says it in its config; Depth Pro
@@ -398,7 +398,7 @@ class DepthEstimator:
             settled by `locate_model`.
         device: where to run it.
         backend: what runs it; 'auto' is OpenVINO where it is installed and can run the model.
-        batch_size: composites at a time; None is 4 on a processor, 32 on a GPU. Smaller calls
+        batch_size: composites at a time; None is 2 on a processor, 32 on a GPU. Smaller calls
             are filled up to it, so that a record's depth does not depend on its company.
 
     Raises:
@@ -417,6 +417,8 @@ class DepthEstimator:
         import torch
 
         from builder.backends import OpenVinoBackend, TorchBackend
+        from builder.densedepth import DenseDepthForDepthEstimation
+        from builder.densedepth.tapwise import use_tapwise
 
         self._device = torch.device(pick_device(device))
         self.backend = pick_backend(
@@ -426,6 +428,8 @@ class DepthEstimator:
         self.info, self.batch_size = model.info, batch_size or default
         self._input = cast("int", recipe.depth_input)
         network = _load_network(model)
+        if self._device.type == "cpu" and isinstance(network, DenseDepthForDepthEstimation):
+            use_tapwise(network, self._input)
         self._normalise(_pixel_settings(f"depth model {model.info.model!r}", model.folder))
         self._run: OpenVinoBackend | TorchBackend
         if self.backend == "torch":

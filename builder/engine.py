@@ -41,7 +41,7 @@ class BuildOptions:
     """How a build runs; nothing here is in the recipe.
 
     None of it changes a record, but for the rounding of depth by `device`, `backend` and
-    `batch_size`, inside what the recipe's precision leaves open. `batch_size` None is 4 on a
+    `batch_size`, inside what the recipe's precision leaves open. `batch_size` None is 2 on a
     processor and 32 on a GPU. `license` is the Hub's identifier of the terms the set is given out
     under, for its card. `resume` is the command told to a user when a build fails.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 import builder.depth
 from builder import DepthModelError, PinnedRecipe
 from builder.backends import OpenVinoBackend, TorchBackend, openvino_has_bfloat16
-from builder.densedepth import DenseDepthForDepthEstimation
+from builder.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
+from builder.densedepth.modeling_densedepth import DenseDepthUpStep
+from builder.densedepth.tapwise import TapwiseUpStep, use_tapwise
 from builder.depth import DepthEstimator, locate_model, pick_backend, precision_shifts
 from builder.engine import BuildOptions
 from builder.recipe import Recipe
@@ -61,6 +64,25 @@ def test_precisions_and_backends_agree(tiny_model, images, precision, backend):
     if precision != "float32":
         assert (depth != exact).any()
     assert np.array_equal(run(images[:1])[0], depth[0]), "depth depends on its company"
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("leaky", [True, False])
+def test_tapwise_up_steps_compute_the_same_with_fewer_products(align_corners, leaky):
+    torch.manual_seed(0)
+    config = DenseDepthConfig(
+        growth_rate=4, block_config=(1, 1, 1, 1), num_init_features=8, decoder_channels=64,
+        align_corners=align_corners, leaky_between_convs=leaky,
+    )  # fmt: skip
+    network = DenseDepthForDepthEstimation(config).eval()
+    fast = copy.deepcopy(network)
+    use_tapwise(fast, SIDE)
+    kinds = [type(step) for step in fast.decoder.up_steps]
+    assert kinds == [TapwiseUpStep, DenseDepthUpStep, DenseDepthUpStep, DenseDepthUpStep]
+    with torch.inference_mode():
+        taps = network.encoder(torch.rand(2, 3, SIDE, SIDE))
+        for one, other in zip(network.decoder(taps), fast.decoder(taps), strict=True):
+            assert torch.allclose(one, other, atol=1e-5 * float(one.abs().max()), rtol=0)
 
 
 def parts(dtypes):
