@@ -64,7 +64,8 @@ class Recipe:
     holdout: float = _option(0.1, "share of backgrounds and of foregrounds kept out of train")
     seed: int = _option(0, "seed of every random choice")
     depth_model: str = _option(
-        DEMO_DEPTH_MODEL, "Hub id or folder of a depth-estimation model, 'demo' or 'none'"
+        DEMO_DEPTH_MODEL,
+        "Hub id or folder of a depth-estimation model, checkpoint of DenseDepth, 'demo' or 'none'",
     )
     depth_revision: str | None = _option(None, "revision of a depth model from the Hub")
     depth_kind: DepthMeaning = _option(
