@@ -38,7 +38,7 @@ bench: $(VENV)/.done ## print the benchmarks
 demo-sources: $(VENV)/.done ## render the bundled sources again
 	$(BIN)/python -m training.make_demo_sources
 
-demo-model: $(VENV)/.done ## train the bundled depth model again (about an hour on two cores)
+demo-model: $(VENV)/.done ## train the bundled depth model again (about an hour)
 	$(BIN)/python -m training.train_densedepth --out builder/demo/depth
 
 clean: ## delete the virtual environment and what was built

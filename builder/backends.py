@@ -171,7 +171,7 @@ def _compiled(
     # Not through `openvino.convert_model`, which is this and a message to Intel about it.
     with torch.inference_mode():
         example = tuple(torch.zeros(shape) for shape in traced)
-        script = torch.jit.trace(module.eval(), example, check_trace=False)
+        script = torch.jit.trace(module.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
         decoder = TorchScriptPythonDecoder(script, skip_freeze=True)  # else it runs twice
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))

@@ -351,3 +351,67 @@ def preview(out: Path) -> None:
 
     for path in write_preview(out):
         click.echo(path)
+
+
+@main.command("convert-depth")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--aligned/--half-pixel",
+    default=True,
+    help="how bilinear upsampling places pixels; no file says it  [default: aligned]",
+)
+@click.option("--max-depth", default=10.0, help="farthest depth in m; 80 for KITTI  [default: 10]")
+@click.option(
+    "--leaky-between/--no-leaky-between",
+    default=None,
+    help="LeakyReLU between the convolutions of an up-step  [default: what the file says]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    help="of the weights written  [default: float32]",
+)
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def convert_depth(
+    checkpoint: Path,
+    out_dir: Path,
+    aligned: bool,
+    max_depth: float,
+    leaky_between: bool | None,
+    dtype: Any,
+    as_json: bool,
+) -> None:
+    """Convert a DenseDepth checkpoint (Keras .h5, PyTorch) to a Transformers model in OUT_DIR."""
+    from builder.densedepth.convert_densedepth import convert
+
+    done = convert(
+        checkpoint,
+        out_dir,
+        align_corners=aligned,
+        max_depth=max_depth,
+        leaky_between_convs=leaky_between,
+        dtype=dtype,
+    )
+    if done.leaky_assumed:
+        _say(
+            "The file does not say whether there is a LeakyReLU between the convolutions of an "
+            "up-step; taken is none, as before 2019-03-11. See --leaky-between."
+        )
+    result = {
+        "out": str(done.folder),
+        "source_sha256": done.source_sha256,
+        "encoder": done.encoder,
+        "decoder_channels": done.config.decoder_widths[0],
+        "leaky_between_convs": done.config.leaky_between_convs,
+        "leaky_from": done.leaky_from,
+        "align_corners": done.config.align_corners,
+        "max_depth": done.config.max_depth,
+        "dtype": done.dtype,
+    }
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for name, value in result.items():
+        click.echo(f"{name:<22}{value}")

@@ -67,7 +67,8 @@ class DepthModel:
 def locate_model(recipe: Recipe) -> tuple[Recipe, DepthModel | None]:
     """Find the recipe's depth model and pin its revision.
 
-    A Hub id is downloaded (JSON and safetensors only) through huggingface_hub.
+    A Hub id is downloaded (JSON and safetensors only) through huggingface_hub; a checkpoint file
+    of DenseDepth is converted as `fgbg convert-depth` does without options.
 
     Returns:
         The recipe, with `depth_revision` set to the commit of a Hub model and `precision` to what
@@ -83,12 +84,14 @@ def locate_model(recipe: Recipe) -> tuple[Recipe, DepthModel | None]:
         folder = Path(__file__).parent / "demo" / "depth"
     elif Path(name).is_dir():
         folder = Path(name)
+    elif Path(name).is_file():
+        folder = _converted(Path(name))
     elif _REPO_ID.fullmatch(name) and not Path(name).exists():
         folder = _download(name, recipe.depth_revision)
         recipe = replace(recipe, depth_revision=folder.name)
     else:
         raise DepthModelError(
-            f"depth model {name!r} is neither a folder nor a Hub id such as "
+            f"depth model {name!r} is neither a folder, a checkpoint file nor a Hub id such as "
             "'depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf'."
         )
     model = DepthModel(folder, _describe(name, folder, recipe))
@@ -100,6 +103,19 @@ def locate_model(recipe: Recipe) -> tuple[Recipe, DepthModel | None]:
             f"{model.info.model_type!r}; use --precision float32, bfloat16 or auto."
         )
     return recipe, model
+
+
+def _converted(checkpoint: Path) -> Path:
+    """Convert a DenseDepth checkpoint file once, into the Hugging Face cache."""
+    from huggingface_hub.constants import HF_HOME
+
+    folder = Path(HF_HOME) / "fgbg" / "densedepth" / sha256_file(checkpoint)
+    if not folder.is_dir():
+        from builder.densedepth.convert_densedepth import convert_checkpoint
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        convert_checkpoint(checkpoint, folder)
+    return folder
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -66,7 +66,8 @@ class Recipe:
     holdout: float = _option(0.1, "share of backgrounds and of foregrounds kept out of train")
     seed: int = _option(0, "seed of every random choice")
     depth_model: str = _option(
-        DEMO_DEPTH_MODEL, "Hub id or folder of a depth-estimation model, 'demo' or 'none'"
+        DEMO_DEPTH_MODEL,
+        "Hub id or folder of a depth-estimation model, checkpoint of DenseDepth, 'demo' or 'none'",
     )
     depth_revision: str | None = _option(None, "revision of a depth model from the Hub")
     depth_kind: DepthMeaning = _option(
@@ -84,7 +85,7 @@ class Recipe:
     image_quality: int = _option(90, "quality of fg_bg as JPEG or WebP")
     depth_format: DepthFormat = _option("png16", "encoding of depth")
     depth_precision: float = _option(
-        0.005, "relative step between stored depths; 0 keeps every millimetre"
+        0.005, "share by which storing may move a depth; 0 keeps every millimetre"
     )
     shard_records: int = _option(1000, "most records in one file")
 
@@ -387,13 +388,14 @@ def _json_object(text: str, name: str) -> dict[str, Any]:
 def depth_grid(precision: float, near: int, far: int) -> list[int]:
     """Return the depths from `near` to `far` (stored units, ascending) that records may hold.
 
-    Each is about `precision` above the one before; 0, like any step below 1, gives every value.
+    Each is about twice `precision` above the one before, so that the nearest one is within
+    `precision` of any depth (and half a unit); 0, like any step below 1, gives every value.
     Computed in decimal arithmetic, so that it is the same on every machine.
     """
-    if precision * far <= 1:
+    if 2 * precision * far <= 1:
         return list(range(near, far + 1))
     grid, value = [near], Decimal(near)
-    factor = 1 + Decimal(repr(precision))
+    factor = 1 + 2 * Decimal(repr(precision))
     while (value := value * factor) < far:
         if round(value) > grid[-1]:
             grid.append(round(value))

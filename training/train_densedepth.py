@@ -58,14 +58,21 @@ class Settings:
     pool: int = 2600
     pool_side_px: int = 288
     held_out: int = 200
-    # (side in px, batch, steps): most of the learning happens small, the end at the size of use.
-    stages: tuple[tuple[int, int, int], ...] = ((128, 32, 1600), (256, 16, 1500))
+    # (side in px, batch, steps, least share of a side kept by crops). Most of the learning happens
+    # small, the end at the size of use. A crop is a narrower view, which makes everything look
+    # nearer than it is; so the last stage takes whole pictures, or depths would come out too large.
+    stages: tuple[tuple[int, int, int, float], ...] = (
+        (128, 32, 1600, 0.82),
+        (256, 16, 1150, 0.82),
+        (256, 16, 700, 1.0),
+    )
     learning_rate: float = 3e-3
     warmup_steps: int = 200
-    # The rate follows half a cosine over `cosine_steps` up to step `linear_from`, then a straight
-    # line to the end: that leaves the stage at full size more of it than a cosine would.
+    # The rate follows half a cosine over `cosine_steps` up to step `linear_from`, then a line aimed
+    # at step `linear_to`, and through the last stage a flatter line to the end.
     cosine_steps: int = 2800
     linear_from: int = 1250
+    linear_to: int = 3100
     weight_decay: float = 1e-4
     average_decay: float = 0.998
     log_weight: float = 3.0
@@ -77,15 +84,16 @@ class Settings:
 
     @property
     def steps(self) -> int:
-        return sum(steps for _, _, steps in self.stages)
+        return sum(stage[2] for stage in self.stages)
 
-    def stage(self, step: int) -> tuple[int, int]:
-        """Side in px and batch size of a step."""
-        for side, batch, steps in self.stages:
+    def stage(self, step: int) -> tuple[int, int, float]:
+        """Side in px, batch and least share of a step; past the end, those of the last step."""
+        for side, batch, steps, least in self.stages:
             if step < steps:
-                return side, batch
+                return side, batch, least
             step -= steps
-        return self.stages[-1][:2]
+        side, batch, _, least = self.stages[-1]
+        return side, batch, least
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -168,10 +176,10 @@ def make_batch(
     """The batch of a step, a function of the settings and the step alone.
 
     Returns pictures (B, 3, S, S) in 0..1 and metric labels (B, S/2, S/2) in metres, the size the
-    network predicts. Crops keep at least 82 % of each side, so that the field of view, and with it
-    the metric scale, stays about the same.
+    network predicts. Crops keep most of each side, so that the field of view, and with it the
+    metric scale, stays about the same.
     """
-    side, batch = settings.stage(step)
+    side, batch, least = settings.stage(step)
     rng = np.random.default_rng([settings.seed, step])
     # Every pass over the pool is a permutation of it; an epoch's order depends on its number alone.
     done = sum(settings.stage(before)[1] for before in range(step))
@@ -183,7 +191,7 @@ def make_batch(
     pictures, labels = [], []
     for place in places:
         index = int(orders[place // len(rgb)][place % len(rgb)])
-        height, width = (int(full * rng.uniform(0.82, 1)) for full in rgb.shape[1:3])
+        height, width = (int(full * rng.uniform(least, 1)) for full in rgb.shape[1:3])
         top = int(rng.integers(0, rgb.shape[1] - height + 1))
         left = int(rng.integers(0, rgb.shape[2] - width + 1))
         window = (index, slice(top, top + height), slice(left, left + width))
@@ -278,14 +286,17 @@ class Trainer:
         return float(loss.detach())
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, part of a cosine, then a straight line down to a hundredth."""
+        """Linear warm-up, part of a cosine, then two straight lines down to a hundredth."""
         settings = self.settings
         warm = min(1.0, (self.step + 1) / max(1, settings.warmup_steps))
         bend = min(self.step, settings.linear_from)
         share = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * bend / settings.cosine_steps))
+        kink = settings.steps - settings.stages[-1][2]
         if self.step > bend:
-            left = (settings.steps - self.step) / (settings.steps - settings.linear_from)
-            share = 0.01 + (share - 0.01) * left
+            left = settings.linear_to - min(self.step, kink)
+            share = 0.01 + (share - 0.01) * left / (settings.linear_to - settings.linear_from)
+        if self.step > max(kink, bend):
+            share = 0.01 + (share - 0.01) * (settings.steps - self.step) / (settings.steps - kink)
         return settings.learning_rate * warm * share
 
     def save(self) -> None:
@@ -508,19 +519,21 @@ def model_card(metrics: dict[str, Any]) -> str:
         ]
     )
     stages = ", then ".join(
-        f"{steps} steps of {batch} at {side} px" for side, batch, steps in settings["stages"]
+        f"{steps} steps of {batch} at {side} px{'' if least < 1 else ' without crops'}"
+        for side, batch, steps, least in settings["stages"]
     )
-    return _CARD.format(
-        rows=rows,
-        stages=stages,
-        abs_rel=errors["all"]["abs_rel"],
-        baseline=errors["baseline"]["abs_rel"],
-        first_held_out=HELD_OUT_SEED,
-        last_held_out=HELD_OUT_SEED + settings["held_out"] - 1,
-        last_train=settings["pool"] - 1,
-        minutes=metrics["minutes"],
-        **settings | model,
-    )
+    values = settings | model
+    values |= {
+        "rows": rows,
+        "stages": stages,
+        "abs_rel": errors["all"]["abs_rel"],
+        "baseline": errors["baseline"]["abs_rel"],
+        "first_held_out": HELD_OUT_SEED,
+        "last_held_out": HELD_OUT_SEED + settings["held_out"] - 1,
+        "last_train": settings["pool"] - 1,
+        "minutes": metrics["minutes"],
+    }
+    return _CARD.format(**values)
 
 
 _CARD = """---
@@ -572,7 +585,8 @@ families of shapes are). Each value is a mean over images; rmse in metres.
 {rows}
 
 abs-rel is {abs_rel:.3f}, against {baseline:.3f} for the per-pixel mean of the training depths. The
-same numbers stand in `metrics.json`.
+same numbers stand in `metrics.json`. These scenes were looked at while the training schedule was
+chosen; `tests/unit/test_demo_model.py` measures 24 others, which were not.
 
 ## Training
 
@@ -585,13 +599,16 @@ same numbers stand in `metrics.json`.
   image, {images_per_second:.0f} images per second on one CPU core (float32).
 - Loss: the paper's (SSIM + gradients + 0.1 L1 on inverse depth) plus {log_weight} times the mean
   |log| ratio of depths.
-- AdamW, learning rate {learning_rate} with warm-up, cosine and linear decay, {stages}; bfloat16
-  autocast; crops, mirroring, colour jitter, noise; the weights are a running average (decay
-  {average_decay}); BatchNorm statistics measured anew at the end.
+- Steps: {stages}.
+- AdamW, learning rate {learning_rate} with warm-up, cosine and linear decay; bfloat16 autocast;
+  crops, mirroring, colour jitter, noise; the weights are a running average (decay {average_decay});
+  BatchNorm statistics measured anew at the end.
 - Cost: {minutes:.0f} minutes of training on one core of a CPU with AMX, which other work shared,
   and about five core-minutes per 1000 scenes for rendering.
-- Seed {seed}. The same command gives the same scenes and the same training run; last digits of the
-  weights may differ between kinds of CPU and versions of torch.
+- Seed {seed}. The same command gives the same scenes, batches and rates; last digits of the weights
+  may differ between kinds of CPU and versions of torch. The shipped weights come from a run that
+  was stopped and resumed at steps 1250 and 2750, where the rest of the schedule was changed to what
+  the settings now say.
 
 ```
 python -m training.train_densedepth --out builder/demo/depth
@@ -603,7 +620,9 @@ python -m training.train_densedepth --out builder/demo/depth
   floors and walls, and size.
 - Metric scale assumes a camera 0.8 to 2 m above the floor with a field of view around 60 degrees.
 - A pasted object is taken to stand a little in front of where its foot meets the scene, or to hang
-  somewhat nearer than what is behind it. Thin parts are lost at half resolution.
+  somewhat nearer than what is behind it. Standing objects come out as soft blobs at about the right
+  depth; those that hang in the air, above all in corridors, are often hardly seen, and thin parts
+  are lost.
 - Nothing beyond 10 m is told apart.
 
 Licence: Apache-2.0, weights and training scenes alike.

@@ -28,6 +28,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -245,7 +246,7 @@ def convert(
         state = _load_state(checkpoint, config)
     made = Conversion(
         folder=out_dir,
-        source=source.name,
+        source=re.sub(r"[`|\r\n]", "_", source.name),  # it stands in the card's Markdown
         source_sha256=sha256_file(source),
         source_format=checkpoint.format,
         encoder=ENCODERS[tuple(config.block_config)],
@@ -281,6 +282,8 @@ def _check_arguments(source: Path, out_dir: Path, max_depth: float, dtype: str) 
         )
     if not source.is_file():
         _refuse(source, "there is no such file; give the path of a DenseDepth checkpoint.")
+    if not os.access(source, os.R_OK):
+        _refuse(source, "may not be read; change its permissions.")
     if source.stat().st_size > _MAX_SOURCE_BYTES:
         _refuse(
             source,
@@ -427,7 +430,7 @@ def _load_state(checkpoint: _Checkpoint, config: DenseDepthConfig) -> dict[str, 
         array = _load(checkpoint.path, weight)
         if checkpoint.layout == "keras" and array.ndim == 4:
             array = array.permute(3, 2, 0, 1)  # HWIO -> OIHW
-        if key.endswith("running_var") and (array < 0).any():
+        if key.endswith("running_var") and array.numpy().min() < 0:
             _refuse(
                 checkpoint.path,
                 f"weight '{weight.name}' holds negative variances; use a sound copy of the file.",
@@ -483,7 +486,8 @@ def _load(path: Path, weight: _Weight) -> torch.Tensor:
             "fetch it again.",
         )
     array = array.to(torch.float32)
-    bad = int((~torch.isfinite(array)).sum())
+    # NumPy is several times faster than torch at thousands of small arrays on a busy machine.
+    bad = array.numel() - int(np.isfinite(array.numpy()).sum())
     if bad:
         _refuse(
             path,
@@ -497,15 +501,15 @@ def _build_model(
     source: Path, config: DenseDepthConfig, state: dict[str, torch.Tensor], dtype: str
 ) -> DenseDepthForDepthEstimation:
     """Load the state strictly into a network of the type asked for."""
+    largest = torch.finfo(DTYPES[dtype]).max
     for key, tensor in state.items():
         if tensor.is_floating_point():
-            state[key] = tensor.to(DTYPES[dtype])
-            if not torch.isfinite(state[key]).all():
+            if np.abs(tensor.numpy()).max() > largest:
                 _refuse(
                     source,
-                    f"weight '{key}' has values beyond the range of {dtype}; "
-                    "convert with bfloat16 or float32.",
+                    f"weight '{key}' has values beyond the range of {dtype}; convert to float32.",
                 )
+            state[key] = tensor.to(DTYPES[dtype])
     with torch.device("meta"):
         model = DenseDepthForDepthEstimation(config)
     model.load_state_dict(state, strict=True, assign=True)
@@ -561,26 +565,22 @@ def _open_hdf5(path: Path) -> Iterator[_Checkpoint]:
     with file:
         try:
             checkpoint = _hdf5_checkpoint(h5py, path, file)
-        except (
-            OSError,
-            RuntimeError,
-            LookupError,
-            ValueError,
-        ):  # what h5py raises at a broken tree
+        # What h5py raises at a damaged tree.
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError):
             _refuse(path, "is truncated or damaged, its groups can not be read; fetch it again.")
         yield checkpoint
 
 
 def _hdf5_checkpoint(h5py: Any, path: Path, file: Any) -> _Checkpoint:
     """Tell the layouts apart, and list the weights without loading one."""
+    text = file.attrs.get("model_config")
+    graph = None if text is None else _read_graph(path, text)
     root = _follow(h5py, path, file, "model_weights") or file
     if _has_strings(root, "layer_names"):
         layers = _strings(root, "layer_names")
         found = _list_legacy(h5py, path, root, layers)
     else:
         layers, found = _list_numbered(h5py, path, file)
-    text = file.attrs.get("model_config")
-    graph = None if text is None else _read_graph(path, text)
     weights: dict[str, _Weight] = {}
     for key, name, dataset in found:
         if key in weights:
@@ -652,16 +652,29 @@ def _refuse_link(path: Path, name: str) -> NoReturn:
     _refuse(path, f"'{name}' is a link and not data; give the file as Keras wrote it.")
 
 
-def _datasets(h5py: Any, group: Any) -> set[str]:
-    """Paths of all arrays below a group (links are not followed)."""
-    found: set[str] = set()
+def _walk(group: Any) -> list[tuple[str, Any]]:
+    """Path and node of everything below a group (links are not followed).
 
-    def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            found.add(name)
+    Raises:
+        UnicodeDecodeError: a name is no UTF-8, as in damaged files; h5py gives such ones as bytes.
+    """
+    found: list[tuple[str, Any]] = []
+
+    def visit(name: str | bytes, node: Any) -> None:
+        found.append((name if isinstance(name, str) else name.decode(), node))
 
     group.visititems(visit)
     return found
+
+
+def _datasets(h5py: Any, group: Any) -> set[str]:
+    """Paths of all arrays below a group."""
+    return {name for name, node in _walk(group) if isinstance(node, h5py.Dataset)}
+
+
+def _is_optimizers(name: str) -> bool:
+    """Whether a path from the file's root belongs to the optimizer's state."""
+    return name.split("/")[0] in ("optimizer", "optimizer_weights")
 
 
 def _list_legacy(h5py: Any, path: Path, root: Any, layers: list[str]) -> list[tuple[str, str, Any]]:
@@ -678,7 +691,7 @@ def _list_legacy(h5py: Any, path: Path, root: Any, layers: list[str]) -> list[tu
                 listed.add(f"{layer}/{weight}")
     unlisted = _datasets(h5py, root) - listed
     if root.name == "/":
-        unlisted = {name for name in unlisted if not name.startswith("optimizer")}
+        unlisted = {name for name in unlisted if not _is_optimizers(name)}
     if unlisted:
         _refuse(
             path,
@@ -709,14 +722,11 @@ def _list_numbered(
     h5py: Any, path: Path, file: Any
 ) -> tuple[list[str], list[tuple[str, str, Any]]]:
     """Layers' names in the file, and its weights as `_list_legacy`, in the layout of Keras 3."""
-    owners: list[str] = []
-
-    def visit(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Group) and name.endswith("/vars"):
-            owners.append(name.removesuffix("/vars"))
-
-    file.visititems(visit)
-    owners = [owner for owner in owners if not owner.startswith("optimizer/")]
+    owners = [
+        name.removesuffix("/vars")
+        for name, node in _walk(file)
+        if isinstance(node, h5py.Group) and name.endswith("/vars") and not _is_optimizers(name)
+    ]
     names = {
         owner: _strings(file[f"{owner}/vars"], "name")[0]
         for owner in owners
@@ -724,7 +734,7 @@ def _list_numbered(
     } or _names_by_number(owners)
     found = []
     for name in sorted(_datasets(h5py, file)):
-        if name.split("/")[0] in ("optimizer", "optimizer_weights"):
+        if _is_optimizers(name):
             continue
         owner, _, index = name.rpartition("/vars/")
         layer = names.get(owner, "")
@@ -910,25 +920,26 @@ def _open_safetensors(path: Path) -> Iterator[_Checkpoint]:
 
 def _load_pickle(path: Path) -> dict[str, _Weight]:
     """Load the tensors of a .pt or .pth file; what needs code to load is refused."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch.save compresses nothing, so an archive never unpacks to more than its size.
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > path.stat().st_size:
-            _refuse(path, "is compressed, as torch.save does not; give the file as torch wrote it.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if _is_compressed(path):
+            raise zipfile.BadZipFile("compressed")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what comes of them is checked
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # a damaged pickle can raise anything
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign or "weights_only" in str(error):
-            what = f" ({foreign[1]})" if foreign else ""
+        foreign = re.search(r"(?:GLOBAL|function|of type) ([\w.]+)", str(error))
+        if foreign:
             _refuse(
                 path,
-                f"holds Python objects{what} beside tensors, and loading them would run code, so "
-                "nothing was loaded; save the state dict alone: "
+                f"holds Python objects beside tensors ({foreign[1]}), and loading them would run "
+                "code, so nothing was loaded; save the state dict alone: "
                 "`torch.save(model.state_dict(), file)`.",
             )
-        _refuse(path, "is not a PyTorch file, or truncated or damaged; fetch it again.")
+        _refuse(
+            path,
+            "is no PyTorch state dict, or truncated or damaged; fetch it again, or save it with "
+            "`torch.save(model.state_dict(), file)`.",
+        )
     for name in ("state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -945,6 +956,17 @@ def _load_pickle(path: Path) -> dict[str, _Weight]:
         is_float = value.dtype in (torch.float16, torch.float32, torch.float64)
         weights[str(name)] = _Weight(str(name), tuple(value.shape), is_float, value.detach)
     return weights
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether an archive unpacks to more than its size, which could be any size.
+
+    torch.save compresses nothing.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
 
 
 def _torch_checkpoint(path: Path, found: Mapping[str, _Weight], format: str) -> _Checkpoint:
@@ -983,7 +1005,9 @@ def _write(model: DenseDepthForDepthEstimation, made: Conversion) -> None:
         DenseDepthImageProcessor(size=made.processor_size).save_pretrained(folder)
         (folder / "README.md").write_text(_card(made), encoding="utf-8")
         _compare(model, folder)
+        readable = (folder / "config.json").stat().st_mode
         for path in folder.iterdir():
+            path.chmod(readable)  # safetensors makes its files readable by their owner alone
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         if out_dir.exists():
@@ -1016,11 +1040,9 @@ def _compare(model: DenseDepthForDepthEstimation, folder: Path) -> None:
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
-    )
+    """Whether two tensors have the same type, shape and bytes."""
+    bytes_a, bytes_b = (x.reshape(-1).view(torch.uint8).numpy() for x in (a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(bytes_a, bytes_b)
 
 
 def _card(made: Conversion) -> str:

@@ -174,7 +174,7 @@ def test_depth_is_the_models_and_lies_on_the_grid(built, rows, tiny_model):
     assert different > 0
     grid = set(np.unique(np.concatenate([np.asarray(r["depth"]).ravel() for r in rows.values()])))
     steps = np.diff(np.array(sorted(grid))) / np.array(sorted(grid))[:-1]
-    assert steps.min() > 0.0045
+    assert steps.min() > 0.0095
 
 
 def test_numbers_of_the_card_equal_a_brute_force_recomputation(built, rows):
@@ -239,7 +239,7 @@ def test_workers_shards_and_batches_change_no_record(sources, tiny_model, rows, 
         assert np.array_equal(other["fg_bg"], row["fg_bg"])
         # Another batch size may sum in another order; the grid hides all but a rare step.
         one, two = (np.asarray(r["depth"]).astype(float) for r in (row, other))
-        assert np.abs(one / two - 1).max() < 0.006
+        assert np.abs(one / two - 1).max() < 0.011
         assert (one != two).mean() < 0.001
 
 

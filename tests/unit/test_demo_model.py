@@ -105,7 +105,7 @@ def test_depth_errors_match_hand_computation():
 @pytest.fixture(scope="module")
 def tiny():
     settings = training.Settings(
-        stages=((64, 4, 14),),
+        stages=((64, 4, 10, 0.8), (64, 4, 4, 1.0)),
         warmup_steps=2,
         num_init_features=16,
         growth_rate=8,
@@ -120,7 +120,7 @@ def tiny():
 
 def test_a_few_steps_reduce_the_loss(tiny):
     settings, rgb, depth_mm = tiny
-    settings = training.replace(settings, stages=((64, 8, 80),))
+    settings = training.replace(settings, stages=((64, 8, 80, 0.8),))
     losses = [loss for _, loss in training.train(training.Trainer(settings), rgb, depth_mm)]
     assert len(losses) == 80
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
