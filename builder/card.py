@@ -179,7 +179,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
             {"name": f.name, "value": _value(getattr(recipe, f.name)), "meaning": meaning(f.name)}
             for f in fields(Recipe)
             if getattr(recipe, f.name) is not None
-            and (pinned.depth or not f.name.startswith("depth_"))
+            and (pinned.depth or not f.name.startswith(("depth_", "precision")))
         ],
         "sources": [
             {
