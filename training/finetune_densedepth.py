@@ -25,10 +25,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import click
 import numpy as np
@@ -433,16 +434,23 @@ Training loss: {losses}.
 
 
 def publish(out: Path, repo_id: str) -> str:
-    """Upload the model folder, without its checkpoint, in one commit; return its address."""
+    """Upload the model folder, without its checkpoint, in one commit; return its address.
+
+    Raises:
+        TrainingError: the Hub refuses, or can not be reached.
+    """
     from huggingface_hub import HfApi
 
-    commit = HfApi().upload_folder(
-        repo_id=repo_id,
-        folder_path=out,
-        allow_patterns=list(PUBLISHED),
-        ignore_patterns=CHECKPOINT,
-        commit_message="Upload fine-tuned DenseDepth",
-    )
+    with _hub_errors_as(
+        f"The model is in {out}, but it could not be uploaded; the same command with --resume "
+        "tries again."
+    ):
+        commit = HfApi().upload_folder(
+            repo_id=repo_id,
+            folder_path=out,
+            allow_patterns=list(PUBLISHED),
+            commit_message="Upload fine-tuned DenseDepth",
+        )
     return str(commit.commit_url)
 
 
@@ -453,14 +461,18 @@ def make_repository(repo_id: str, private: bool) -> None:
         TrainingError: the Hub refuses, or can not be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
+    with _hub_errors_as(f"{repo_id} can not be made on the Hub; is `hf auth login` done?"):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise TrainingError(
-            f"{repo_id} can not be made on the Hub: {error}. Is `hf auth login` done?"
-        ) from None
+
+
+@contextmanager
+def _hub_errors_as(sentence: str) -> Iterator[None]:
+    try:
+        yield
+    # HTTP errors, those of its transport, RuntimeError, ValueError: they have no common base.
+    except Exception as error:
+        raise TrainingError(f"{sentence}\n{error}") from error
 
 
 # ---------------------------------------------------------------------------------------- command
@@ -522,6 +534,11 @@ def _option(flag: str, help: str, **options: Any) -> Callable[..., Any]:
     return click.option(flag, name, help=help, show_default=True, **options)
 
 
+def _end(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    raise click.exceptions.Exit(code)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model")
 @click.argument("dataset")
@@ -576,8 +593,11 @@ def main(
         if push_to_hub:
             click.echo(publish(out, push_to_hub))
     except FgbgError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise click.exceptions.Exit(error.exit_code) from None
+        _end(str(error), error.exit_code)
+    except OSError as error:
+        _end(f"{error.filename or out}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _end("interrupted. The same command with --resume goes on from the last checkpoint.", 130)
     click.echo(f"Model, errors and card are in {out}.")
 
 

@@ -74,7 +74,8 @@ class Pairs:
         self._metres = depth_reader(name, depth_scale)
         self._dataset = _load(name, config, split, streaming)
         self._decode: dict[str, Callable[[Any], Any]] = {}
-        columns = self._dataset.column_names or []
+        # A streamed set of, say, JSON lines knows its columns by its first row.
+        columns = self._dataset.column_names or list(next(iter(self._dataset), {}))
         for column in (image_column, depth_column):
             if column not in columns:
                 raise TrainingError(

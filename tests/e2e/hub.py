@@ -1,29 +1,35 @@
-"""A Hub on loopback that serves one model repository: its files, and uploads of new ones."""
+"""A Hub on loopback that serves one repository: its files, and uploads of new ones."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 
 @contextmanager
 def serve_model(
-    repo_id: str, commits: dict[str, Path], uploads: Path | None = None
+    repo_id: str,
+    commits: dict[str, Path],
+    uploads: Path | None = None,
+    kind: Literal["models", "datasets"] = "models",
 ) -> Iterator[tuple[str, list[str]]]:
-    """Serve folders as commits of a model; the last one is `main`.
+    """Serve folders as commits of a model, or of a data set; the last one is `main`.
 
     Args:
         commits: id of a commit -> folder of its files. Uploaded commits are added.
         uploads: where uploaded commits become folders; None takes no uploads. With a token alone
-            is anything taken, and a commit is taken only as a whole.
+            is anything taken, and no large file while a file `refuse` lies in that folder.
+        kind: of the repository; uploads are of models alone.
 
     Yields:
         The endpoint, on a port chosen by the kernel, and the list of paths asked for so far.
@@ -46,7 +52,8 @@ def serve_model(
         def answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             asked.append(path)
-            api, files = f"/api/models/{repo_id}", f"/{repo_id}/resolve/"
+            api = f"/api/{kind}/{repo_id}"
+            files = f"{'' if kind == 'models' else '/datasets'}/{repo_id}/resolve/"
             if path == api or path.startswith(f"{api}/revision/"):
                 self.info(path.removeprefix(api).removeprefix("/revision/") or "main")
             elif path.startswith(f"{api}/tree/"):
@@ -59,7 +66,7 @@ def serve_model(
         def do_PUT(self) -> None:
             body = self.body()
             oid = self.path.removeprefix("/_lfs/")
-            if hashlib.sha256(body).hexdigest() != oid:
+            if (uploads / "refuse").exists() or hashlib.sha256(body).hexdigest() != oid:
                 self.reply(400, b"", {})
                 return
             blobs[oid] = body
@@ -123,7 +130,7 @@ def serve_model(
             self.json({"transfer": "basic", "objects": objects})
 
         def commit(self, lines: list[dict[str, dict[str, str]]]) -> None:
-            oid = hashlib.sha1(json.dumps(lines).encode()).hexdigest()
+            oid = hashlib.sha1(json.dumps([resolve("main"), lines]).encode()).hexdigest()
             folder = uploads / oid
             shutil.copytree(commits[resolve("main")], folder)
             for line in lines:
@@ -143,16 +150,27 @@ def serve_model(
                 return
             self.json({"id": repo_id, "sha": sha, "siblings": [], "tags": [], "private": False})
 
-        def tree(self, revision: str) -> None:
+        def tree(self, place: str) -> None:
+            revision, _, inside = place.partition("/")
             revision = resolve(revision)
             if revision not in commits:
                 self.refuse("RevisionNotFound")
                 return
-            paths = sorted(commits[revision].iterdir())
+            folder = commits[revision] / inside
+            if not folder.is_dir():
+                self.refuse("EntryNotFound")
+                return
+            recursive = "recursive=true" in self.path.lower()
+            paths = sorted(folder.rglob("*") if recursive else folder.iterdir())
             self.json(
                 [
-                    {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": "0" * 40}
-                    for p in paths
+                    {
+                        "type": "file" if path.is_file() else "directory",
+                        "path": path.relative_to(commits[revision]).as_posix(),
+                        "size": path.stat().st_size if path.is_file() else 0,
+                        "oid": "0" * 40,
+                    }
+                    for path in paths
                 ]
             )
 
@@ -161,13 +179,23 @@ def serve_model(
 
         def file(self, revision: str, name: str) -> None:
             sha = resolve(revision)
+            if sha not in commits:
+                self.refuse("RevisionNotFound")
+                return
             path = commits[sha] / name
             if not path.is_file():
                 self.refuse("EntryNotFound")
                 return
             body = path.read_bytes()
             tag = f'"{hashlib.sha256(body).hexdigest()}"'
-            self.reply(200, body, {"ETag": tag, "X-Repo-Commit": sha})
+            headers = {"ETag": tag, "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if wanted is None:
+                self.reply(200, body, headers)
+                return
+            first, last = int(wanted[1]), min(int(wanted[2] or len(body) - 1), len(body) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+            self.reply(206, body[first : last + 1], headers)
 
         def refuse(self, code: str) -> None:
             self.reply(404, b"", {"X-Error-Code": code})

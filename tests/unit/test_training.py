@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import math
+import re
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -19,7 +21,7 @@ from PIL import Image
 import training.pairs
 from builder.encoding import DepthCodec
 from tests.strategies import depth_info, pinned
-from training.finetune_densedepth import nearest
+from training.finetune_densedepth import main, nearest
 from training.loop import (
     TrainingError,
     checkpoint_state,
@@ -158,6 +160,32 @@ def test_lists_of_metres_with_unknown_pixels(tmp_path):
     np.testing.assert_array_equal(only_depth(folder, depth_scale=1), [[1.5, 0], [0, 0]])
 
 
+# `datasets` 5.2 leaves the metadata file open.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_loose_images(tmp_path, streaming):
+    """What `datasets` calls an image folder: two columns of file names in metadata.csv."""
+    for row in range(3):
+        (tmp_path / f"{row}.png").write_bytes(png(np.full((6, 8, 3), row, np.uint8))["bytes"])
+        (tmp_path / f"{row}_depth.png").write_bytes(png(millimetres(1000 + row))["bytes"])
+    lines = "".join(f"{row}.png,{row}_depth.png\n" for row in range(3))
+    (tmp_path / "metadata.csv").write_text(f"file_name,depth_file_name\n{lines}")
+    pairs = Pairs(str(tmp_path), "train", streaming=streaming, **COLUMNS)
+    for row, _ in islice(pairs.endless(0, None), 6):
+        assert pairs.read(row)[1][0, 1] == np.float32(1 + number(pairs, row) / 1000)
+    del pairs
+    gc.collect()  # that file is closed here, where it is expected, and not in some later test
+
+
+def test_streamed_lines_of_json(tmp_path):
+    """Their columns are not known before the first row."""
+    row = {"image": [[[1, 2, 3], [4, 5, 6]]], "depth": [[1.5, 0.0]]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    np.testing.assert_array_equal(only_depth(tmp_path, depth_scale=1), [[1.5, 0]])
+    with pytest.raises(TrainingError, match=r"has no column 'x' .* it has image, depth"):
+        Pairs(str(tmp_path), "train", streaming=True, image_column="x", depth_column="depth")
+
+
 @pytest.mark.parametrize("where", ["recipe.json", "Parquet metadata"])
 @pytest.mark.parametrize("depth_format", ["png16", "jpeg8"])
 def test_a_set_made_by_fgbg_tells_how_its_depth_is_stored(tmp_path, where, depth_format):
@@ -267,3 +295,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(TrainingError, match="is not a checkpoint of this command"):
         checkpoint_state(path)
+
+
+def test_every_option_has_help_and_those_in_the_readme_exist():
+    options = {flag for p in main.params for flag in (*p.opts, *p.secondary_opts)}
+    assert all(p.help for p in main.params if p.param_type_name == "option")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.split("## Fine-tune DenseDepth")[1].split("\n## ")[0]
+    told = set(re.findall(r"--[a-z-]+", section))
+    assert told and told <= options
