@@ -2,10 +2,10 @@
 
 Depth maps are (H, W) in metres. Each error is computed within an image, over its known pixels, and
 the value of a set is the mean over its images: every image counts the same, however many of its
-pixels are known. That is how most tables since 2017 are made (Monodepth, BTS, AdaBins, Depth
-Anything). Eigen et al. and the DenseDepth paper pool the pixels of all images instead; where every
-pixel is known this differs in the two rmse alone, which pooling makes larger or equal, since the
-mean of roots is at most the root of the mean. Compare numbers only with numbers made the same way.
+pixels are known. That is how the DenseDepth paper defines them and how most tables are made
+(Monodepth, BTS, AdaBins, Depth Anything). Eigen et al. write them as one mean over the pixels of
+all images; for images of equally many known pixels only the two rmse differ, and come out larger or
+equal, since the mean of roots is at most the root of the mean. Compare like with like.
 
 Sources: Eigen et al., arXiv 1406.2283, section 4.3 (abs_rel, sq_rel, rmse, rmse_log, delta);
 Alhashim and Wonka, arXiv 1812.11941, section 4.2 (log10); Zhou et al., arXiv 1704.07813 (median
@@ -66,7 +66,7 @@ def eigen_crop(height: int, width: int) -> tuple[slice, slice]:
 
     Rows 45 to 470 and columns 41 to 600 of the 480 x 640 image (BTS, AdaBins, Depth Anything); in
     proportion, rounded, for other sizes. The DenseDepth paper's own evaluation takes a somewhat
-    larger window, `slice(20, 460), slice(24, 616)`: pass that to repeat its table.
+    larger window, rows 20 to 459 and columns 24 to 615: cut both maps to it to repeat its table.
     """
     rows, columns = (
         slice(*(round(edge * side / whole) for edge in edges))
