@@ -8,9 +8,9 @@ pictures and one of depth. OUT becomes a model folder: weights, config, image pr
 before and after on held-out splits (metrics.json), and a card that tells them (README.md).
 
 A plain torch loop and not `transformers.Trainer`. The Trainer needs `accelerate`, a dependency this
-project has no other use for. It resumes a streamed set by reading it again from the start, where
-this loop asks the stream for its position; it shuffles a stream through a buffer whose content is
-lost on a stop; and it unpickles its optimizer and random states. One device is what it gives up.
+project has no other use for; by default it resumes a streamed set by reading it again from the
+start, where this loop asks the stream for its position; and it keeps optimizer and random states as
+pickles. What this gives up is training on several devices.
 
 Augmentation, loss and optimizer follow the paper (arXiv 1812.11941, sections 3.2, 3.3 and 4.1):
 mirroring with probability 1/2, swapped colour channels with 1/4, Adam at 1e-4, batches of 8. The
@@ -561,7 +561,7 @@ def _end(message: str, code: int) -> NoReturn:
          type=click.IntRange(32), nargs=2)  # fmt: skip
 @_option("--augment/--no-augment", "mirror pictures and swap their colour channels")
 @_option("--freeze-encoder", "train the decoder alone", is_flag=True)
-@_option("--gradient-checkpointing", "less memory, a third more time", is_flag=True)
+@_option("--gradient-checkpointing", "less memory, more time", is_flag=True)
 @_option("--precision", "of the network's arithmetic", type=click.Choice(["float32", "bfloat16"]))
 @_option("--seed", "of order and augmentation", type=click.IntRange(0))
 @_option("--eigen-crop", "measure inside the crop of NYU Depth v2", is_flag=True)
