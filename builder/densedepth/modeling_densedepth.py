@@ -235,7 +235,25 @@ class DenseDepthForDepthEstimation(DenseDepthPreTrainedModel):
         self.encoder = DenseDepthEncoder(config)
         self.decoder = DenseDepthDecoder(config)
         self.head = nn.Conv2d(config.decoder_widths[-1], 1, kernel_size=3, padding=1)
+        self._encoder_is_frozen = False
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def freeze_encoder(self) -> None:
+        """Train the decoder and the head alone, from now on.
+
+        The encoder's parameters get no gradients, and its BatchNorms stay in evaluation mode even
+        after `train()`: they normalise by their running statistics and leave them as they are.
+        """
+        self._encoder_is_frozen = True
+        self.encoder.requires_grad_(requires_grad=False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DenseDepthForDepthEstimation:
+        """Set training mode, as every module does, but for a frozen encoder."""
+        super().train(mode)
+        if self._encoder_is_frozen:
+            self.encoder.eval()
+        return self
 
     def forward(
         self,

@@ -59,6 +59,7 @@ def commits(out: Path) -> set[str]:
     return {p.name for p in (out.parent / f".{out.name}.fgbg" / "shards").glob("*.json")}
 
 
+@pytest.mark.timeout(600)
 def test_ten_kills_at_random_moments_change_no_byte(sources, tiny_model, tmp_path):
     """SIGKILL; the moments are spread from the first file to the last."""
     options = (*OPTIONS, "--shard-records", "12", "--depth-model", tiny_model)

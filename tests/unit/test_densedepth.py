@@ -223,6 +223,27 @@ def test_checkpointing_changes_neither_gradients_nor_statistics() -> None:
     assert plain.encoder.norm.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_frozen_encoder_keeps_its_weights_and_statistics(checkpointing: bool) -> None:
+    """Without gradients alone BatchNorm would still drift towards the new pictures' statistics."""
+    model = tiny_model()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    model.freeze_encoder()
+    assert not model.training
+    model.train()
+    assert model.decoder.training
+    assert not any(module.training for module in model.encoder.modules())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    for _ in range(2):
+        model(images(), labels=depths()).loss.backward()
+        optimizer.step()
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {name for name in before if not name.startswith("encoder.")}
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+
+
 # ---------------------------------------------------------------- unit rule
 
 

@@ -1,0 +1,93 @@
+"""What a training run needs besides a model and data: a learning rate, and one-file checkpoints.
+
+A checkpoint is one safetensors file (weights, BatchNorm statistics, optimizer state) whose header
+holds a JSON object (step, place in the data, settings). It is there whole or not at all, and
+nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from builder.errors import FgbgError
+from builder.shards import clear_temporary, write_bytes
+
+_MODEL, _OPTIMIZER, _STATE = "model.", "optimizer.", "state"
+
+
+class TrainingError(FgbgError):
+    """Something the person who trains can mend: an option, a data set, a checkpoint."""
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Return the rate of a step 0..steps-1: a straight way up to `peak`, then half a cosine to 0.
+
+    The step after the last would have 0; `warmup` steps lie on the way up.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: of the file; its folder exists.
+        optimizer: of (some of) the model's parameters; its state is tensors alone, as Adam's is.
+        state: JSON values; returned by `checkpoint_state`.
+
+    Raises:
+        OSError: the file can not be written.
+    """
+    tensors = {f"{_MODEL}{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{_OPTIMIZER}{key}.{name}"] = value
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    clear_temporary(path.parent)
+    write_bytes(path, save(tensors, {_STATE: json.dumps(state)}))
+
+
+def checkpoint_state(path: Path) -> dict[str, Any]:
+    """Return the `state` a checkpoint was written with; reads its header alone.
+
+    Raises:
+        TrainingError: the file is not a checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state: dict[str, Any] = json.loads(file.metadata()[_STATE])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path} is not a checkpoint of this command ({error}); delete it to start again."
+        ) from None
+    return state
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's tensors into a model and an optimizer made as the writer's were."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    model.load_state_dict(
+        {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
+    )
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            key, parameter_name = name.removeprefix(_OPTIMIZER).split(".", 1)
+            parameter = parameters[parameter_name]
+            # Adam keeps its step count on the CPU, wherever the parameter is.
+            place = "cpu" if value.ndim == 0 else parameter.device
+            optimizer.state[parameter][key] = value.to(place)
