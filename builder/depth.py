@@ -32,8 +32,8 @@ DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda", "mps")
 Backend = Literal["auto", "torch", "openvino"]
 BACKENDS: tuple[Backend, ...] = ("auto", "torch", "openvino")
 
-# Largest mean shift of depth against float32 that precision 'auto' accepts: a step of the default
-# grid that depth is stored on.
+# Largest mean shift of depth against float32 that precision 'auto' accepts: as much as storing it
+# at the default precision may do.
 MAX_SHIFT = 0.005
 
 _MM_PER_M = 1000.0
