@@ -132,8 +132,6 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
     recipe, plan = pinned.recipe, Plan(pinned)
     parts = [Statistics.from_json(split["statistics"]) for split in splits.values()]
     total = reduce(_merged, parts)
-    coverage = total.tallies["mask_px"].channel(0)
-    area = recipe.size**2
     listed = _credits(pinned)
     return {
         "n_records": _number(plan.n_records),
@@ -143,38 +141,11 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
         "version": __version__,
         "fingerprint": pinned.fingerprint,
         "columns": record_columns(recipe),
-        "splits": [
-            {
-                "name": split.name,
-                "foregrounds": len(split.foregrounds),
-                "backgrounds": len(split.backgrounds),
-                "records": _number(split.n_records),
-                "files": split.n_shards,
-                "size_bytes": _number(_total(splits[split.name]["shards"], "size_bytes")),
-            }
-            for split in plan.splits.values()
-        ],
+        "splits": _split_rows(plan, splits),
         "statistics": _statistics_rows(out, pinned, total),
         "depth_summary": _depth_summary(total, pinned) if pinned.depth else None,
         "depth_top": f"{pinned.depth.far / pinned.depth.scale:g}" if pinned.depth else None,
-        "coverage": {
-            "mean": f"{coverage.mean / area:.4f}",
-            "std": f"{coverage.std / area:.4f}",
-            "low": f"{coverage.low / area:.4f}",
-            "high": f"{coverage.high / area:.4f}",
-        },
-        "boxes": [
-            {
-                "name": name,
-                "mean": f"{box.mean:.2f}",
-                "std": f"{box.std:.2f}",
-                "low": box.low,
-                "high": box.high,
-            }
-            for name, box in zip(
-                ("x", "y", "width", "height"), total.tallies["bbox"].summaries(), strict=True
-            )
-        ],
+        **_placement(total, recipe),
         "recipe_rows": [
             {"name": f.name, "value": _value(getattr(recipe, f.name)), "meaning": meaning(f.name)}
             for f in fields(Recipe)
@@ -193,6 +164,42 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
         "credits": listed[:_MAX_CREDITS],
         "more_credits": max(0, len(listed) - _MAX_CREDITS),
         "skipped": [(_cell(name), _cell(reason)) for name, reason in pinned.skipped],
+    }
+
+
+def _split_rows(plan: Plan, splits: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": split.name,
+            "foregrounds": len(split.foregrounds),
+            "backgrounds": len(split.backgrounds),
+            "records": _number(split.n_records),
+            "files": split.n_shards,
+            "size_bytes": _number(_total(splits[split.name]["shards"], "size_bytes")),
+        }
+        for split in plan.splits.values()
+    ]
+
+
+def _placement(total: Statistics, recipe: Recipe) -> dict[str, Any]:
+    """Return the figures of coverage and of the mask's box."""
+    coverage, area = total.tallies["mask_px"].channel(0), recipe.size**2
+    return {
+        "coverage": {
+            name: f"{getattr(coverage, name) / area:.4f}" for name in ("mean", "std", "low", "high")
+        },
+        "boxes": [
+            {
+                "name": name,
+                "mean": f"{box.mean:.2f}",
+                "std": f"{box.std:.2f}",
+                "low": box.low,
+                "high": box.high,
+            }
+            for name, box in zip(
+                ("x", "y", "width", "height"), total.tallies["bbox"].summaries(), strict=True
+            )
+        ],
     }
 
 
