@@ -244,6 +244,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="of a variant in a round")
     parser.add_argument("--batch", type=int, help="composites per call; default as in a build")
+    parser.add_argument(
+        "--only", default="", help="backend to measure; all need 1.5 GB a core each"
+    )
     parser.add_argument("--keras", default=sys.executable, help="a Python that has tf_keras")
     parser.add_argument("--demo", default="demo", help="the demo model, for its shifts")
     parser.add_argument("--json", action="store_true")
@@ -271,7 +274,7 @@ def report(options: argparse.Namespace, folder: Path) -> None:
         task = {"kind": "multiply", "precision": precision, **common}
         variants.append(Variant(name, None, start(sys.executable, mine, True, **task)))
     for (backend, precision), wanted in WANTED.items():
-        if gpu and backend == "openvino":
+        if (gpu and backend == "openvino") or options.only not in ("", backend):
             continue
         task = {"kind": "ours", "backend": backend, "precision": precision, **common}
         processes = start(sys.executable, mine, True, **task)
