@@ -21,8 +21,7 @@ from typing import Any
 import datasets
 
 from builder.card import write_card
-from builder.depth import DepthEstimator
-from builder.engine import BuildOptions, build_shards
+from builder.engine import BuildOptions, build_shards, load_estimator
 from builder.errors import RecipeError
 from builder.plan import Plan
 from builder.preview import write_preview
@@ -255,9 +254,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         if self._streaming is None:
             project = self.project
-            estimator = None
-            if project.model:
-                estimator = DepthEstimator(project.model, project.pinned.recipe)
+            estimator = load_estimator(project.model, project.pinned.recipe, BuildOptions())
             bank = SourceBank(project.foregrounds, project.backgrounds)
             self._streaming = (Renderer(self.plan, bank, estimator), Encoder(project.pinned))
         renderer, encoder = self._streaming

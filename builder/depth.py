@@ -111,10 +111,10 @@ def _converted(checkpoint: Path) -> Path:
 
     folder = Path(HF_HOME) / "fgbg" / "densedepth" / sha256_file(checkpoint)
     if not folder.is_dir():
-        from builder.densedepth.convert_densedepth import convert_checkpoint
+        from builder.densedepth.convert_densedepth import convert
 
         folder.parent.mkdir(parents=True, exist_ok=True)
-        convert_checkpoint(checkpoint, folder)
+        convert(checkpoint, folder)
     return folder
 
 

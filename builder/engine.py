@@ -21,6 +21,7 @@ from tqdm import tqdm
 from builder.depth import Backend, DepthEstimator, DepthModel, Device, pick_device
 from builder.errors import BuildFailedError, FgbgError, OutputError
 from builder.plan import Plan
+from builder.recipe import Recipe
 from builder.render import Renderer
 from builder.shards import Commit, FileFormat, is_done, read_commit, read_sources, write_shard
 from builder.sources import SourceBank
@@ -61,9 +62,26 @@ class Job:
     out: Path
     file_format: FileFormat
     model: DepthModel | None
-    device: Device
-    backend: Backend
-    batch_size: int | None
+    options: BuildOptions
+
+
+def load_estimator(
+    model: DepthModel | None, recipe: Recipe, options: BuildOptions
+) -> DepthEstimator | None:
+    """Load a depth model as a build's options say; None where there is no depth.
+
+    Raises:
+        DepthModelError: the model can not be loaded, or not be run so.
+    """
+    if model is None:
+        return None
+    return DepthEstimator(
+        model,
+        recipe,
+        device=options.device,
+        backend=options.backend,
+        batch_size=options.batch_size,
+    )
 
 
 class Worker:
@@ -76,15 +94,7 @@ class Worker:
         bank = SourceBank(
             read_sources(work.sources("foreground")), read_sources(work.sources("background"))
         )
-        estimator = None
-        if job.model:
-            estimator = DepthEstimator(
-                job.model,
-                self._pinned.recipe,
-                device=job.device,
-                backend=job.backend,
-                batch_size=job.batch_size,
-            )
+        estimator = load_estimator(job.model, self._pinned.recipe, job.options)
         self._renderer = Renderer(self._plan, bank, estimator)
 
     def make(self, task: Task, progress: Progress) -> int:
@@ -127,14 +137,7 @@ def build_shards(
     ranges = [plan.splits[split].shard_range(shard) for split, shard in pending]
     left = sum(stop - start for start, stop in ranges)
     workers = max(1, min(workers or default_workers(project, options.device), len(pending)))
-    job = Job(
-        work.out,
-        file_format,
-        project.model,
-        options.device,
-        options.backend,
-        options.batch_size,
-    )
+    job = Job(work.out, file_format, project.model, options)
     failed: dict[str, str] = {}
     with tqdm(
         total=plan.n_records,

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from builder.depth import DepthEstimator
-from builder.engine import BuildOptions, default_workers
+from builder.engine import BuildOptions, default_workers, load_estimator
 from builder.plan import TRAIN, Plan
 from builder.render import Renderer
 from builder.shards import Encoder
@@ -45,15 +45,7 @@ def forecast(
     plan = Plan(project.pinned)
     workers = workers or default_workers(project, options.device)
     workers = min(workers, plan.n_shards)
-    estimator = None
-    if project.model:
-        estimator = DepthEstimator(
-            project.model,
-            project.pinned.recipe,
-            device=options.device,
-            backend=options.backend,
-            batch_size=options.batch_size,
-        )
+    estimator = load_estimator(project.model, project.pinned.recipe, options)
     seconds, column_bytes = _probe(project, plan, estimator)
     return Forecast(
         records=plan.n_records,

@@ -182,26 +182,6 @@ class _Checkpoint:
     leaky_layers: int = 0  # how many layers its list of layers calls LeakyReLU; 0 without a list
 
 
-def convert_checkpoint(
-    source: Path,
-    out_dir: Path,
-    *,
-    align_corners: bool = True,
-    max_depth: float = 10.0,
-    leaky_between_convs: bool | None = None,
-    dtype: Dtype = "float32",
-) -> Path:
-    """Convert a DenseDepth checkpoint and return the model's folder; see `convert`."""
-    return convert(
-        source,
-        out_dir,
-        align_corners=align_corners,
-        max_depth=max_depth,
-        leaky_between_convs=leaky_between_convs,
-        dtype=dtype,
-    ).folder
-
-
 def convert(
     source: Path,
     out_dir: Path,
@@ -1121,4 +1101,4 @@ def _card_rows(made: Conversion) -> str:
     return "\n".join(f"| {name} | {fact} |" for name, fact in rows.items())
 
 
-__all__ = ["DTYPES", "ENCODERS", "Conversion", "Dtype", "convert", "convert_checkpoint"]
+__all__ = ["DTYPES", "ENCODERS", "Conversion", "Dtype", "convert"]

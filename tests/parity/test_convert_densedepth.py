@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from builder.densedepth import DenseDepthForDepthEstimation, convert_densedepth
-from builder.densedepth.convert_densedepth import Conversion, convert, convert_checkpoint
+from builder.densedepth.convert_densedepth import Conversion, convert
 from builder.errors import DepthModelError
 from builder.sources import sha256_file
 from tests.e2e.running import OPTIONS, fgbg
@@ -252,7 +252,7 @@ def test_the_published_shape_converts(
 ) -> None:
     network = make_network(keras, images, "DenseNet169", 1664, leaky=False)
     save_quietly(network.save, tmp_path / "nyu.h5")
-    folder = convert_checkpoint(tmp_path / "nyu.h5", tmp_path / "nyu")
+    folder = convert(tmp_path / "nyu.h5", tmp_path / "nyu").folder
     config = json.loads((folder / "config.json").read_text())
     assert config["block_config"] == [6, 12, 32, 32]
     assert config["decoder_channels"] == 1664
@@ -336,7 +336,7 @@ def test_an_encoder_used_as_one_layer_gives_the_same_tensors(
             del file.attrs[f"layer_names{chunk}"]
         file.attrs["layer_names"] = rest
         del file["conv1"]
-    assert_same_tensors(convert_checkpoint(path, tmp_path / "model"), tensors)
+    assert_same_tensors(convert(path, tmp_path / "model").folder, tensors)
 
 
 def test_a_file_that_tells_no_flavour_takes_the_callers_or_the_published_one(
@@ -421,7 +421,7 @@ def test_kitti_and_half_pixel_centres(files: dict[str, Path], tmp_path: Path) ->
 def test_smaller_types(
     files: dict[str, Path], tensors: dict[str, torch.Tensor], tmp_path: Path, dtype: str
 ) -> None:
-    folder = convert_checkpoint(files["whole"], tmp_path / "model", dtype=dtype)
+    folder = convert(files["whole"], tmp_path / "model", dtype=dtype).folder
     kind = getattr(torch, dtype)
     expected = {n: t.to(kind) if t.is_floating_point() else t for n, t in tensors.items()}
     assert_same_tensors(folder, expected)
@@ -432,8 +432,8 @@ def test_an_empty_folder_is_filled_and_parents_are_made(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert convert_checkpoint(files["whole"], tmp_path / "empty") == tmp_path / "empty"
-    assert convert_checkpoint(files["whole"], tmp_path / "a" / "b" / "c").is_dir()
+    assert convert(files["whole"], tmp_path / "empty").folder == tmp_path / "empty"
+    assert convert(files["whole"], tmp_path / "a" / "b" / "c").folder.is_dir()
     assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
 
 
@@ -444,7 +444,7 @@ def test_neither_keras_nor_tensorflow_is_imported(
         monkeypatch.delitem(sys.modules, name)
     for name in ("keras", "tensorflow"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it now fails
-    assert convert_checkpoint(files["legacy"], tmp_path / "model").is_dir()
+    assert convert(files["legacy"], tmp_path / "model").folder.is_dir()
 
 
 # What is refused
