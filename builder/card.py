@@ -48,6 +48,13 @@ def write_card(out: Path, *, license: str | None = None, title: str | None = Non
     Raises:
         NotABuildError: `out` is not a finished build.
     """
+    path = out / CARD_FILE
+    write_text(path, card_text(out, license=license, title=title))
+    return path
+
+
+def card_text(out: Path, *, license: str | None = None, title: str | None = None) -> str:
+    """Return what `write_card` would write now; of an untouched card, the card itself."""
     from huggingface_hub import DatasetCard, DatasetCardData
 
     pinned, path = read_recipe(out), out / CARD_FILE
@@ -65,8 +72,7 @@ def write_card(out: Path, *, license: str | None = None, title: str | None = Non
     variables["title"] = title or out.absolute().name
     variables["location"] = variables["title"]
     card = DatasetCard.from_template(data, template_path=str(TEMPLATE), **variables)
-    write_text(path, re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n")
-    return path
+    return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
 
 def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[str, Any]:
