@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Torch first and alone: with it installed, nothing pulls another build of it in.
 TORCH := torch==2.13.0
+# One file's tests stay in one process, so that what they build together is built once.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long check bench demo-sources demo-model clean
@@ -22,10 +24,10 @@ demo: $(VENV)/.done ## build the bundled sample into out/demo
 	$(BIN)/fgbg build --demo --placements 2 --shard-records 100 out/demo
 
 test: $(VENV)/.done ## run the default tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-long: $(VENV)/.done ## run the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 check: $(VENV)/.done ## lint, format, types
 	$(BIN)/ruff check .
