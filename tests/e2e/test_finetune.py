@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from builder.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
-from tests.e2e.hub import serve_model
+from tests.e2e.hub import TOKEN, serve
 from tests.e2e.running import files_of
 from tests.e2e.test_resume import wait_until
 from training.finetune_densedepth import main
@@ -155,45 +155,42 @@ def test_other_settings_and_forgotten_resume_are_refused(tuned, built, model):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub that takes uploads: its commits, the folder of what came, and the paths asked for."""
-    commits: dict[str, Path] = {}
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    with serve_model("ann/tuned", commits, uploads) as (endpoint, asked):
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-        yield commits, uploads, asked
+    """A Hub that takes uploads."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serve(tmp_path / "hub") as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        yield hub
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
 @pytest.mark.parametrize("tuned", ["mapped"], indirect=True)
 def test_uploaded_are_model_processor_and_card(tuned, built, model, tmp_path, hub):
     options, tuned_folder, _ = tuned
-    commits, uploads, asked = hub
     out = tmp_path / "tuned"
     shutil.copytree(tuned_folder, out)
     push = (*options, "--resume", "--push-to-hub", "ann/tuned", "--private")
-    (uploads / "refuse").touch()
+    refusal = hub.fail("PUT", "/_lfs/", 400, times=100)
     refused = run(model, built, out, *push, code=2)
     assert f"The model is in {out}, but it could not be uploaded; the same command" in refused
-    (uploads / "refuse").unlink()
-    asked.clear()
+    refusal.times = 0
+    hub.requests.clear()
     printed = run(model, built, out, *push)
-    assert asked[0] == "/api/repos/create"  # before any training
-    assert json.loads((uploads / "created.json").read_text())["visibility"] == "private"
-    oid, folder = list(commits.items())[-1]
-    assert f"/ann/tuned/commit/{oid}" in printed
+    assert hub.paths[0] == "/api/repos/create"  # before any training
+    assert hub.created[0]["visibility"] == "private"
+    repo = hub.repo("ann/tuned", "models")
+    assert f"/ann/tuned/commit/{repo.refs['main']}" in printed
     expected = files_of(tuned_folder)
     del expected[CHECKPOINT]
-    assert files_of(folder) == expected
+    assert hub.files("ann/tuned", kind="models") == expected
     # Again: what is there already is not sent again, and stays.
     run(model, built, out, *push)
-    assert files_of(list(commits.values())[-1]) == expected
+    assert hub.files("ann/tuned", kind="models") == expected
+    assert len(repo.commits) == 2
 
 
 def test_a_hub_that_refuses_is_told_before_the_training(built, model, tmp_path, monkeypatch, hub):
     push = (model, built, tmp_path / "out", "--steps", "1", "--push-to-hub")
-    assert "ann/other can not be made on the Hub" in run(*push, "ann/other", code=2)
+    assert "bob/tuned can not be made on the Hub" in run(*push, "bob/tuned", code=2)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     assert "is `hf auth login` done?" in run(*push, "ann/tuned", code=2)
@@ -206,15 +203,16 @@ def test_a_set_on_the_hub_trains_as_the_same_set_here(built, model, tmp_path, mo
     options += ("--streaming",) if how == "streaming" else ()
     run(model, built, tmp_path / "here", *options)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    with serve_model("ann/blobs", {"e" * 40: built}, kind="datasets") as (endpoint, asked):
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
-        process = start(model, "ann/blobs", tmp_path / "hub", *options)
+    with serve(tmp_path / "hub") as server:
+        server.put_folder("ann/blobs", built)
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        process = start(model, "ann/blobs", tmp_path / "there", *options)
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
-    assert any(path.endswith("/recipe.json") for path in asked)
-    files = files_of(tmp_path / "hub")
+    assert any(path.endswith("/recipe.json") for path in server.paths)
+    files = files_of(tmp_path / "there")
     assert files["model.safetensors"] == files_of(tmp_path / "here")["model.safetensors"]
-    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    card = ModelCard.load(tmp_path / "there" / "README.md")
     assert card.data.datasets == ["ann/blobs"]
     assert card.data.eval_results[0].dataset_type == "ann/blobs"
     assert card.data.base_model is None  # a folder of this machine is nothing to link to

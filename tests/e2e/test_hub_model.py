@@ -7,7 +7,7 @@ import shutil
 
 import safetensors.torch
 
-from tests.e2e.hub import serve_model
+from tests.e2e.hub import serve
 from tests.e2e.running import OPTIONS, fgbg
 
 OLD, NEW = "a" * 40, "b" * 40
@@ -18,8 +18,10 @@ def test_hub_model_is_pinned_to_its_commit(sources, tiny_model, tmp_path, monkey
     shutil.copytree(tiny_model, older)
     (older / "pytorch_model.bin").write_bytes(b"a pickle nobody asked for")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    with serve_model("ann/depth", {OLD: older, NEW: tiny_model}) as (endpoint, asked):
-        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with serve(tmp_path / "hub") as hub:
+        hub.put_folder("ann/depth", older, "models", OLD)
+        hub.put_folder("ann/depth", tiny_model, "models", NEW)
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         command = ("build", *sources, tmp_path / "out", *OPTIONS, "--placements", "1",
                    "--depth-model", "ann/depth")  # fmt: skip
         fgbg(*command, "--depth-revision", OLD)
@@ -27,8 +29,8 @@ def test_hub_model_is_pinned_to_its_commit(sources, tiny_model, tmp_path, monkey
         assert recipe["recipe"]["depth_revision"] == OLD
         assert recipe["depth"]["model"] == "ann/depth"
         assert f"**ann/depth** at revision `{OLD}`" in (tmp_path / "out" / "README.md").read_text()
-        assert f"/ann/depth/resolve/{OLD}/model.safetensors" in asked
-        assert not any(path.endswith(".bin") for path in asked)
+        assert f"/ann/depth/resolve/{OLD}/model.safetensors" in hub.paths
+        assert not any(path.endswith(".bin") for path in hub.paths)
 
         # Without a revision `main` is taken, and the commit it stood at is written down.
         fgbg(*command[:3], tmp_path / "new", *command[4:])
