@@ -15,6 +15,7 @@ from builder.errors import (
     RecipeError,
     RecipeMismatchError,
 )
+from builder.reading import RecordReader
 from builder.recipe import PinnedRecipe, Recipe
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RecipeMismatchError",
+    "RecordReader",
     "__version__",
 ]
 

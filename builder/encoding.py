@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import deflate
@@ -20,11 +22,13 @@ import simplejpeg
 from PIL import Image
 
 from builder.recipe import DepthInfo, Recipe, depth_grid
+from builder.schema import MASK_ON
 
 Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.uint16]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_START = b"\xff\xd8"
 _DEFLATE_LEVEL = 1  # of 1..12; 4 makes depth a sixth smaller for nearly twice the time
 _LOG_JPEG_QUALITY = 90
 
@@ -57,9 +61,57 @@ def decode_image(encoded: bytes, recipe: Recipe) -> Image.Image:
     return Image.open(io.BytesIO(encoded))
 
 
+def decode_image_into(encoded: bytes, target: Pixels) -> None:
+    """Decode what `encode_image` returned straight into an array, (H, W, 3) uint8.
+
+    Raises:
+        ValueError: the picture is damaged or of another size.
+    """
+    if encoded[:2] == _JPEG_START:
+        height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
+        if (height, width) == target.shape[:2]:
+            simplejpeg.decode_jpeg(encoded, "RGB", fastdct=False, fastupsample=False, buffer=target)
+            return
+    with Image.open(io.BytesIO(encoded)) as image:
+        if (image.height, image.width) != target.shape[:2]:
+            raise ValueError(
+                f"it is {image.width}x{image.height} px, and this set's are "
+                f"{target.shape[1]}x{target.shape[0]} px."
+            )
+        target[...] = np.asarray(image.convert("RGB"))
+
+
 def encode_mask(mask: Pixels) -> bytes:
     """Encode a mask, (H, W) uint8 in {0, 255}, as 1-bit PNG."""
     return _grey_png(np.packbits(mask, axis=1), mask.shape[1], bit_depth=1)
+
+
+def decode_mask(encoded: bytes, size: int) -> npt.NDArray[np.bool_]:
+    """Decode what `encode_mask` returned, or any picture of a mask, to (H, W) bool.
+
+    Args:
+        size: side in px that a mask of the set has; another one only takes longer.
+    """
+    rows = _grey_png_rows(encoded, size, bit_depth=1)
+    if rows is not None:
+        return np.unpackbits(rows, axis=1, count=size).view(np.bool_)
+    with Image.open(io.BytesIO(encoded)) as image:
+        return mask_pixels(image)
+
+
+def mask_pixels(mask: Any) -> npt.NDArray[np.bool_]:
+    """Return the mask, (H, W) bool, of a `mask` image or array.
+
+    Raises:
+        ValueError: there are other values than 0 and 255.
+    """
+    pixels = np.asarray(mask)
+    if pixels.dtype == np.bool_:
+        return pixels
+    on: npt.NDArray[np.bool_] = pixels == MASK_ON
+    if np.count_nonzero(on) != np.count_nonzero(pixels):
+        raise ValueError(f"a mask holds 0 and {MASK_ON} only; give the column `mask` as it is.")
+    return on
 
 
 def _grey_png(rows: Pixels, width: int, bit_depth: int) -> bytes:
@@ -67,15 +119,40 @@ def _grey_png(rows: Pixels, width: int, bit_depth: int) -> bytes:
     height, row_bytes = rows.shape
     raw = np.zeros((height, row_bytes + 1), dtype=np.uint8)  # the first byte: filter 0
     raw[:, 1:] = rows
+    data = bytes(deflate.zlib_compress(raw, _DEFLATE_LEVEL))
+    head = _grey_png_head(width, height, bit_depth)
+    return head + _png_chunk(b"IDAT", data) + _png_chunk(b"IEND", b"")
+
+
+def _grey_png_rows(encoded: bytes, size: int, bit_depth: int) -> Pixels | None:
+    """Return the packed rows, (H, bytes) uint8, of a square PNG made by `_grey_png`.
+
+    None for any other picture, which a general image library has to decode.
+    """
+    head = _grey_png_head(size, size, bit_depth)
+    data = slice(len(head) + 8, len(encoded) - 16)  # IDAT's length and name; its CRC and IEND
+    if encoded[: len(head)] != head or encoded[len(head) : data.start] != struct.pack(
+        ">I4s", max(0, data.stop - data.start), b"IDAT"
+    ):
+        return None
+    row_bytes = (size * bit_depth + 7) // 8
+    try:  # checks the data's own checksum
+        raw = deflate.zlib_decompress(memoryview(encoded)[data], size * (row_bytes + 1))
+    except deflate.DeflateError:
+        return None
+    rows = np.frombuffer(raw, dtype=np.uint8).reshape(size, row_bytes + 1)
+    return None if rows[:, 0].any() else rows[:, 1:]
+
+
+@lru_cache(64)
+def _grey_png_head(width: int, height: int, bit_depth: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, bit_depth, 0, 0, 0, 0)
-    data = deflate.zlib_compress(raw, _DEFLATE_LEVEL)
-    return _PNG_SIGNATURE + b"".join(
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
-    )
+    return _PNG_SIGNATURE + _png_chunk(b"IHDR", header)
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
 class DepthCodec:
@@ -88,7 +165,7 @@ class DepthCodec:
 
     def __init__(self, recipe: Recipe, info: DepthInfo) -> None:
         self._jpeg = recipe.depth_format == "jpeg8"
-        self._scale = info.scale
+        self._size = recipe.size
         if self._jpeg:
             grid = _log_grid(info.near, info.far)
             self._codes = _nearest(grid).astype(np.uint8) + np.uint8(_FIRST_CODE)
@@ -102,6 +179,9 @@ class DepthCodec:
             )
             self._snapped = grid[_nearest(grid)].astype(">u2")  # the byte order of PNG
             self._snapped[0] = 0
+            self._values = np.arange(65536, dtype=np.uint16)
+        self._metres = self._values.astype(np.float32) / np.float32(info.scale)
+        self._metres[self._values == 0] = np.nan
 
     def encode(self, depth: Stored) -> bytes:
         """Encode (H, W) uint16 in stored units, 0 = unknown."""
@@ -121,26 +201,53 @@ class DepthCodec:
 
     def decode(self, encoded: bytes) -> Stored:
         """Decode what `encode` returned to stored units, (H, W) uint16, 0 = unknown."""
-        if self._jpeg:
+        return self.stored(self.pixels(encoded))
+
+    def pixels(self, encoded: bytes) -> npt.NDArray[Any]:
+        """Decode what `encode` returned to what every reader sees, (H, W) uint16 or uint8 code."""
+        if self._jpeg and encoded[:2] == _JPEG_START:
             codes = simplejpeg.decode_jpeg(encoded, "GRAY", fastdct=False, fastupsample=False)
-            return _look_up(self._values, codes[..., 0])
+            return codes[..., 0]  # type: ignore[no-any-return]
+        rows = None if self._jpeg else _grey_png_rows(encoded, self._size, bit_depth=16)
+        if rows is not None:
+            words = np.ascontiguousarray(rows).view(np.uint16)
+            if sys.byteorder == "little":  # by shifts: NumPy's byteswap takes six times as long
+                words = (words << np.uint16(8)) | (words >> np.uint16(8))
+            return words
         with Image.open(io.BytesIO(encoded)) as image:
-            return self.stored(image)
+            return np.asarray(image)
 
     def stored(self, image: Any) -> Stored:
-        """Return the stored units, (H, W) uint16, 0 = unknown, of a `depth` image or array."""
-        pixels = np.asarray(image)
-        return self._values[pixels] if self._jpeg else pixels.astype(np.uint16)
+        """Return the stored units, (H, W) uint16, 0 = unknown, of a `depth` image or array.
+
+        Raises:
+            ValueError: there are values that no stored depth has.
+        """
+        indexes = self._indexes(image)
+        return _look_up(self._values, indexes) if self._jpeg else indexes.copy()
 
     def metres(self, image: Any) -> npt.NDArray[np.float32]:
         """Return metres, (H, W) float32, NaN where unknown, of a `depth` image or array.
 
         For a relative model the unit is that of its prediction, not metres.
+
+        Raises:
+            ValueError: there are values that no stored depth has.
         """
-        stored = self.stored(image)
-        values = stored.astype(np.float32) / np.float32(self._scale)
-        values[stored == 0] = np.nan
-        return values
+        return _look_up(self._metres, self._indexes(image))
+
+    def _indexes(self, image: Any) -> npt.NDArray[Any]:
+        pixels = np.asarray(image)
+        dtype = np.uint8 if self._jpeg else np.uint16
+        if pixels.dtype == dtype:
+            return pixels
+        indexes = pixels.astype(dtype)
+        if not np.array_equal(indexes, pixels):
+            raise ValueError(
+                f"depth of this set holds whole numbers from 0 to {np.iinfo(dtype).max}; give the "
+                "column `depth` as it is stored."
+            )
+        return indexes
 
 
 def _look_up(table: npt.NDArray[Any], indexes: npt.NDArray[Any]) -> npt.NDArray[Any]:
