@@ -37,6 +37,7 @@ _TYPES: dict[str, type] = {
     "str": str,
     "str | None": str,
 }
+_MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in fields(Recipe)]
 
 
@@ -351,6 +352,45 @@ def preview(out: Path) -> None:
 
     for path in write_preview(out):
         click.echo(path)
+
+
+@main.command("verify")
+@click.argument("target", metavar="OUT|REPO_ID")
+@click.option("--all", "everything", is_flag=True, help="check every record")
+@click.option(
+    "--sample", type=click.IntRange(1), help="number of records to check  [default: 1000]"
+)
+@click.option("--revision", help="branch, tag or commit of REPO_ID")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@click.pass_context
+def verify_(
+    ctx: click.Context,
+    target: str,
+    everything: bool,
+    sample: int | None,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """Check a finished build OUT, or one published as REPO_ID, against its own recipe.
+
+    Files, sources, statistics and card are checked whole, records by composing them again.
+    """
+    from builder.verify import verify
+
+    if everything and sample is not None:
+        raise click.UsageError("give either --all or --sample.")
+    with tqdm(unit=" records", desc="verify", disable=None) as bar:
+        report = verify(
+            target,
+            sample=None if everything else sample or 1000,
+            revision=revision,
+            progress=bar.update,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_json()))
+    else:
+        click.echo("\n".join(report.lines(_MOST_LINES)))
+    ctx.exit(0 if report.ok else 1)
 
 
 @main.command("convert-depth")

@@ -34,6 +34,8 @@ ROOMS = (
     "ray_engine",
     "card",
     "preview",
+    "finished",
+    "record_check",
     "verify",
     "publish",
     "fgbg_dataset",

@@ -1,0 +1,297 @@
+"""A finished set in a folder or on the Hub, read without trust in what it holds.
+
+Nothing in it is executed, only names that a plan gives are opened, images are refused by their
+header before they are decoded, and whatever a decoder raises becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from builder.errors import FgbgError, NotABuildError
+from builder.schema import Column, features
+from builder.shards import FileFormat
+from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, built_format
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Of the files that are read whole; far above what a set of 10^9 records needs.
+MAX_BYTES = {RECIPE_FILE: 2**28, STATISTICS_FILE: 2**28, CARD_FILE: 2**20}
+
+_BATCH_RECORDS = 100
+_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the set: its size and, where the Hub states it, its sha256."""
+
+    size_bytes: int
+    sha256: str | None = None
+
+
+class Folder:
+    """A built folder on this machine."""
+
+    is_local = True
+    revision: str | None = None
+
+    def __init__(self, root: Path) -> None:
+        if not (root / RECIPE_FILE).is_file():
+            raise NotABuildError(
+                f"{root} is not a finished build of fgbg: it has no {RECIPE_FILE}."
+            )
+        self.name, self.root = str(root), root
+        self.file_format: FileFormat = built_format(root)
+        paths = [*(root / "data").rglob("*"), *root.glob("*.arrow")]
+        self.files = {
+            path.relative_to(root).as_posix(): File(path.stat().st_size if path.is_file() else -1)
+            for path in paths
+            if not path.is_dir()
+        }
+
+    @contextmanager
+    def opened(self, name: str, whole: bool) -> Iterator[Path | BinaryIO]:
+        """Give a shard's path."""
+        yield self.root / name
+
+
+class Repo:
+    """A data set on the Hub: its small files in a temporary folder, its shards as they are read."""
+
+    is_local = False
+    file_format: FileFormat = "parquet"
+
+    def __init__(self, repo_id: str, revision: str | None, token: str | None, root: Path) -> None:
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        self.name, self._token, self.root = repo_id, token, root
+        api = HfApi(token=token)
+        self.revision = api.dataset_info(repo_id, revision=revision).sha
+        tree = api.list_repo_tree(
+            repo_id, recursive=True, revision=self.revision, repo_type="dataset"
+        )
+        self.files = {
+            entry.path: File(entry.size, entry.lfs.sha256 if entry.lfs else None)
+            for entry in tree
+            if isinstance(entry, RepoFile)
+        }
+        if RECIPE_FILE not in self.files:
+            raise NotABuildError(f"{repo_id} on the Hub is not a set of fgbg: no {RECIPE_FILE}.")
+        small = (
+            *MAX_BYTES,
+            *(f"{kind}/{SOURCES_FILE}" for kind in ("foregrounds", "backgrounds")),
+        )
+        for name in small:
+            if name in self.files and self.files[name].size_bytes <= MAX_BYTES.get(name, math.inf):
+                self._download(name, root)
+        self.files = {n: f for n, f in self.files.items() if n.startswith("data/")}
+
+    def _download(self, name: str, folder: Path) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        return Path(
+            hf_hub_download(
+                self.name,
+                name,
+                repo_type="dataset",
+                revision=self.revision,
+                local_dir=folder,
+                token=self._token,
+            )
+        )
+
+    @contextmanager
+    def opened(self, name: str, whole: bool) -> Iterator[Path | BinaryIO]:
+        """Give a shard as a temporary file where all of it is needed, else as a remote file."""
+        if whole or self.files[name].sha256 is None:
+            with tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder:
+                yield self._download(name, Path(folder))
+            return
+        from huggingface_hub import HfFileSystem
+
+        system = HfFileSystem(token=self._token)
+        with system.open(f"datasets/{self.name}@{self.revision}/{name}") as file:
+            yield file
+
+
+@contextmanager
+def open_place(
+    target: str | Path, revision: str | None, token: str | None
+) -> Iterator[Folder | Repo]:
+    """Find a finished set.
+
+    Raises:
+        NotABuildError: the target is neither a finished build nor a repository that holds one.
+        FgbgError: the Hub can not be read; raised from within the block too.
+    """
+    path = Path(target)
+    if path.exists() or isinstance(target, Path) or not _REPO_ID.fullmatch(target):
+        if not path.is_dir():
+            raise NotABuildError(f"{target} is neither a folder nor the id of a set on the Hub.")
+        if revision is not None:
+            raise FgbgError(f"{target} is a folder here; revision is for a set on the Hub.")
+        yield Folder(path)
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder,
+        _told_of_the_hub(target, revision),
+    ):
+        root = Path(folder) / target.split("/")[1]
+        yield Repo(target, revision, token, root)
+
+
+@contextmanager
+def _told_of_the_hub(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what goes wrong between here and the Hub into one sentence."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError:
+        reason = "is gated; accept its terms on the Hub and run `hf auth login`"
+    except (RepositoryNotFoundError, HFValidationError):
+        reason = (
+            "is neither a folder here nor a data set on the Hub (or it is private: `hf auth login`)"
+        )
+    except RevisionNotFoundError:
+        reason = f"has no revision {revision!r} on the Hub"
+    except _network_errors() as error:
+        raise FgbgError(
+            f"{repo_id} can not be read from the Hub ({error}); check the connection and try again."
+        ) from None
+    else:
+        return
+    raise NotABuildError(f"{repo_id} {reason}.")
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # The first base is what the HTTP client under huggingface_hub raises, whichever that is.
+    client: type[Exception] = HfHubHTTPError.__mro__[1]
+    return HfHubHTTPError, client, LocalEntryNotFoundError
+
+
+class Table:
+    """A shard as Parquet or Arrow: its number of rows, its schema and its rows in small batches."""
+
+    def __init__(self, source: Path | BinaryIO, file_format: FileFormat) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._source, self._parquet = source, None
+        if file_format == "arrow":
+            with pa.ipc.open_stream(str(source)) as reader:
+                self.schema: pa.Schema = reader.schema
+                self.n_rows: int = sum(batch.num_rows for batch in reader)
+            return
+        metadata = pq.read_metadata(source)
+        self.schema, self.n_rows = metadata.schema.to_arrow_schema(), metadata.num_rows
+        leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+        # Kept as the dictionaries they are stored as, so that one long value named by many rows
+        # does not become many copies of it.
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        self._parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
+
+    def batches(
+        self, columns: list[str], wanted: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Give (number of the first row, batch) for every batch with a wanted row; None: all."""
+        start = 0
+        for number, read in self._groups():
+            stop = start + number
+            if wanted is None or np.any((wanted >= start) & (wanted < stop)):
+                first = start
+                for batch in read(columns):
+                    batch.validate(full=True)
+                    yield first, batch
+                    first += batch.num_rows
+            start = stop
+
+    def _groups(self) -> Iterator[tuple[int, Callable[[list[str]], Iterable[pa.RecordBatch]]]]:
+        """Give the number of rows of each group, and what reads some columns of it."""
+        import pyarrow as pa
+
+        if self._parquet is None:
+            with pa.ipc.open_stream(str(self._source)) as reader:
+                for batch in reader:
+                    yield batch.num_rows, partial(_columns_of, batch)
+            return
+        for group in range(self._parquet.metadata.num_row_groups):
+            read = partial(self._parquet.iter_batches, _BATCH_RECORDS, [group])
+            yield self._parquet.metadata.row_group(group).num_rows, read
+
+
+def _columns_of(batch: pa.RecordBatch, columns: list[str]) -> list[pa.RecordBatch]:
+    return [batch.select(columns)]
+
+
+class Unreadable(Exception):
+    """Why a file or an image can not be read."""
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on foreign bytes into `Unreadable`; the network's pass."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except _network_errors():
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+        text = " ".join(str(error).split())[:200]
+        raise Unreadable(f"{what} ({type(error).__name__}: {text})") from None
+
+
+def open_image(
+    data: object, formats: tuple[str, ...], size: tuple[int, int], modes: tuple[str, ...]
+) -> Image.Image:
+    """Decode an image, once its header says the format, size and mode that are due.
+
+    Raises:
+        Unreadable: it is something else, or damaged.
+    """
+    if not isinstance(data, bytes):
+        raise Unreadable("holds no image")
+    with refusing("is damaged"):
+        image = Image.open(io.BytesIO(data), formats=formats)
+        if image.size != size or getattr(image, "n_frames", 1) != 1:
+            raise Unreadable(f"is {image.width}x{image.height} px, not {size[0]}x{size[1]} px")
+        if image.mode not in modes:
+            raise Unreadable(f"is of mode {image.mode}, not {' or '.join(modes)}")
+        image.load()
+        return image
+
+
+def wrong_columns(schema: pa.Schema, columns: tuple[Column, ...]) -> str | None:
+    """Return what distinguishes the columns of a file from those due; None if nothing does."""
+    mine, theirs = (  # how the item of a list is called is the writer's affair
+        {field.name: str(field.type).replace("<element:", "<item:") for field in one}
+        for one in (features(columns).arrow_schema, schema)
+    )
+    if list(mine.items()) == list(theirs.items()):
+        return None
+    wrong = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    return f"has not the columns of the recipe (see {', '.join(wrong) or 'their order'})"

@@ -1,0 +1,643 @@
+"""Check a finished set, in a folder or on the Hub, against its own recipe, sources and figures.
+
+A record is a pure function of the recipe, the prepared sources and its id, so it is composed again
+and compared.
+
+What can not be found: depth that was exchanged for other depth of the same range (only the model
+could tell), and a change of a lossy composite that is smaller than the loss of its encoding. Both
+still show in the sha256 of the shard, and mostly in the statistics when every record is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from builder import __version__
+from builder.card import card_text
+from builder.composition import ALPHA_IN_MASK
+from builder.errors import FgbgError, RecipeError
+from builder.finished import (
+    MAX_BYTES,
+    Folder,
+    Repo,
+    Table,
+    Unreadable,
+    open_image,
+    open_place,
+    refusing,
+    wrong_columns,
+)
+from builder.plan import SPLITS, Ids, Plan, SplitPlan
+from builder.recipe import PinnedRecipe, Recipe, SourceEntry
+from builder.record_check import RecordCheck
+from builder.render import Renderer
+from builder.schema import SOURCE_COLUMNS, record_columns
+from builder.sources import Source, SourceBank, printable, sha256_file, uncredited
+from builder.stats import Statistics
+from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
+
+_BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
+_MAX_PER_CHECK = 1000
+_CARD_VERSION = re.compile(r"^By fgbg-dataset (\S+), fingerprint", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong: the check that found it, the file or record, one sentence."""
+
+    check: str
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked and what is wrong.
+
+    `records_checked` of `records` were composed again; of `files` shards `files_hashed` were
+    compared by sha256 (as the Hub states it, or computed) and `files_read` were opened;
+    `statistics` names the splits whose figures were recomputed whole; `uncredited` is the number
+    of sources without author or licence; `notes` says what could not be checked.
+    """
+
+    target: str
+    revision: str | None
+    fingerprint: str | None
+    records: int
+    records_checked: int
+    files: int
+    files_hashed: int
+    files_read: int
+    sources: int
+    uncredited: int
+    statistics: tuple[str, ...]
+    notes: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no problem was found."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object; `ok` is in it."""
+        return {"ok": self.ok, **asdict(self)}
+
+    def lines(self, most: int) -> list[str]:
+        """Return the report as text, with at most so many problems of each check."""
+        lines = [
+            f"{self.target}: {self.records_checked} of {self.records} records checked.",
+            f"Of {self.files} files {self.files_read} read, {self.files_hashed} by sha256.",
+            f"Of {self.sources} sources {self.uncredited} without author or licence.",
+            f"Statistics recomputed of: {', '.join(self.statistics) or 'no split (see --all)'}.",
+            *self.notes,
+        ]
+        told: Counter[str] = Counter(problem.check for problem in self.problems)
+        shown: Counter[str] = Counter()
+        for problem in self.problems:
+            shown[problem.check] += 1
+            if shown[problem.check] <= most:
+                lines.append(f"  {problem.check}: {problem.where}: {problem.what}")
+        lines += [f"  {check}: {n - most} more" for check, n in told.items() if n > most]
+        n = len(self.problems)
+        lines.append(f"{n} {'problem' if n == 1 else 'problems'} found." if n else "All is well.")
+        return lines
+
+
+def verify(
+    target: str | Path,
+    *,
+    sample: int | None = 1000,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> VerifyReport:
+    """Check a finished set: files, recipe, sources, records, statistics and card.
+
+    Args:
+        target: a built folder, or the id of a repository on the Hub; of the latter no more is
+            fetched than is read.
+        sample: number of records to compose again, drawn evenly from all splits in blocks of 25
+            neighbours by the set's fingerprint, so the same ones each time; None: all of them.
+        revision: of the repository; its main branch by default.
+        token: for the Hub; by default the one of `hf auth login`.
+        progress: called with the number of records after each batch.
+
+    Raises:
+        NotABuildError: the target is neither a finished build nor such a repository.
+        FgbgError: the Hub can not be read.
+    """
+    if sample is not None and sample < 1:
+        raise FgbgError(f"sample is {sample}; it must be at least 1, or None for every record.")
+    with warnings.catch_warnings(), open_place(target, revision, token) as place:
+        warnings.simplefilter("ignore")  # of damaged metadata in images, as when they were prepared
+        return _Verification(place, sample, progress or _no_progress).report()
+
+
+def _no_progress(_records: int) -> None:
+    return
+
+
+@dataclass
+class _Counts:
+    """What was looked at so far."""
+
+    records: int = 0
+    hashed: int = 0
+    read: int = 0
+    composed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    misfits: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class _Verification:
+    """One run over one set."""
+
+    def __init__(
+        self,
+        place: Folder | Repo,
+        sample: int | None,
+        progress: Callable[[int], object],
+    ) -> None:
+        self._place, self._sample, self._progress = place, sample, progress
+        self._problems: list[Problem] = []
+        self._by_check: Counter[str] = Counter()
+        self._counts = _Counts()
+        self._notes: list[str] = []
+
+    def _problem(self, check: str, where: str, what: str) -> None:
+        self._by_check[check] += 1
+        if self._by_check[check] <= _MAX_PER_CHECK:
+            self._problems.append(Problem(check, printable(where), printable(what)))
+
+    def report(self) -> VerifyReport:
+        """Run every check."""
+        complete: list[str] = []
+        pinned, plan = self._recipe(), None
+        if pinned is not None:
+            plan = Plan(pinned)
+            self._check_leaks(pinned)
+            stated = self._statistics(pinned, plan)
+            bank = self._sources(pinned)
+            if self._check_names(plan):
+                complete = self._check_splits(plan, bank, stated)
+            self._blame_sources()
+            if stated is not None and bank is not None:
+                self._card()
+            if pinned.depth:
+                self._notes.append(
+                    "Depth was checked for size, range and grid and counted, not estimated again."
+                )
+        for check, n in self._by_check.items():
+            if n > _MAX_PER_CHECK:
+                where = f"{n - _MAX_PER_CHECK} more"
+                self._problems.append(Problem(check, where, "of the same kind are not listed"))
+        entries = [*pinned.foregrounds, *pinned.backgrounds] if pinned else []
+        return VerifyReport(
+            target=self._place.name,
+            revision=self._place.revision,
+            fingerprint=pinned.fingerprint if pinned else None,
+            records=plan.n_records if plan else 0,
+            records_checked=self._counts.records,
+            files=plan.n_shards if plan else 0,
+            files_hashed=self._counts.hashed,
+            files_read=self._counts.read,
+            sources=len(entries),
+            uncredited=len(uncredited(entries)),
+            statistics=tuple(complete),
+            notes=tuple(self._notes),
+            problems=tuple(self._problems),
+        )
+
+    # -- recipe, statistics, sources
+
+    def _text(self, check: str, name: str) -> str | None:
+        path, limit = self._place.root / name, MAX_BYTES[name]
+        try:
+            if path.stat().st_size > limit:
+                self._problem(check, name, f"is larger than {limit} bytes; it is not read")
+                return None
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            self._problem(check, name, "is missing or too large")
+        except (OSError, UnicodeDecodeError) as error:
+            self._problem(check, name, f"can not be read ({error})")
+        return None
+
+    def _recipe(self) -> PinnedRecipe | None:
+        text = self._text("recipe", RECIPE_FILE)
+        if text is None:
+            return None
+        try:
+            with refusing("can not be read"):
+                try:
+                    return PinnedRecipe.from_json(text)
+                except RecipeError as error:
+                    raise Unreadable(str(error).removeprefix(f"{RECIPE_FILE}: ")) from None
+        except Unreadable as reason:
+            self._problem("recipe", RECIPE_FILE, str(reason))
+            return None
+
+    def _check_leaks(self, pinned: PinnedRecipe) -> None:
+        """No source, by id or by content, on both sides of the split."""
+        for kind in ("foregrounds", "backgrounds"):
+            by_id: dict[str, SourceEntry] = {}
+            by_content: dict[str, SourceEntry] = {}
+            for entry in getattr(pinned, kind):
+                if entry.id in by_id:
+                    self._problem("recipe", f"{kind}/{entry.id}", "is in the recipe twice")
+                by_id[entry.id] = entry
+                copy = by_content.setdefault(entry.sha256, entry)
+                if copy.held_out != entry.held_out:
+                    self._problem(
+                        "splits",
+                        f"{kind}/{entry.id}",
+                        f"is a copy of {copy.id}, but only one of the two is held out of train",
+                    )
+
+    def _statistics(
+        self, pinned: PinnedRecipe, plan: Plan
+    ) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] | None:
+        """Return for each split its files as stated, and its statistics as stated."""
+        text = self._text("statistics", STATISTICS_FILE)
+        if text is None:
+            return None
+        try:
+            with refusing("is not as fgbg build writes it"):
+                content = json.loads(text)
+                if content["fingerprint"] != pinned.fingerprint:
+                    self._problem("statistics", STATISTICS_FILE, "is of another fingerprint")
+                if list(content["splits"]) != list(plan.splits):
+                    raise Unreadable(f"has not the splits of the recipe: {', '.join(plan.splits)}")
+                stated = {}
+                for name, split in content["splits"].items():
+                    if len(split["shards"]) != plan.splits[name].n_shards:
+                        raise Unreadable(f"names {len(split['shards'])} files of {name}")
+                    for shard in split["shards"]:
+                        str(shard["sha256"]), int(shard["size_bytes"]), int(shard["rows"])
+                    _check_counts(split["statistics"], pinned.recipe.size)
+                    stated[name] = split["shards"], split["statistics"]
+                return stated
+        except Unreadable as reason:
+            self._problem("statistics", STATISTICS_FILE, str(reason))
+            return None
+
+    def _sources(self, pinned: PinnedRecipe) -> SourceBank | None:
+        """Check the prepared sources; return them if all of them can be used."""
+        foregrounds, backgrounds = (
+            self._sources_of(pinned, kind) for kind in ("foregrounds", "backgrounds")
+        )
+        if foregrounds is None or backgrounds is None:
+            self._notes.append("Nothing was composed again, for the sources are not as they were.")
+            return None
+        return SourceBank(foregrounds, backgrounds)
+
+    def _sources_of(self, pinned: PinnedRecipe, kind: str) -> list[Source] | None:
+        name, found = f"{kind}/{SOURCES_FILE}", []
+        entries: tuple[SourceEntry, ...] = getattr(pinned, kind)
+        try:
+            if not (self._place.root / name).is_file():
+                raise Unreadable("is missing")
+            with refusing("can not be read as Parquet"):
+                table = Table(self._place.root / name, "parquet")
+                if different := wrong_columns(table.schema, SOURCE_COLUMNS):
+                    raise Unreadable(different)
+                if table.n_rows != len(entries):
+                    raise Unreadable(f"has {table.n_rows} rows, the recipe {len(entries)}")
+                for start, batch in table.batches([column.name for column in SOURCE_COLUMNS]):
+                    for number, row in enumerate(batch.to_pylist(), start):
+                        found.append(self._source(pinned.recipe, kind, entries[number], row))
+        except Unreadable as reason:
+            self._problem("sources", name, str(reason))
+        usable = [source for source in found if source]
+        return usable if len(usable) == len(entries) else None
+
+    def _source(
+        self, recipe: Recipe, kind: str, entry: SourceEntry, row: dict[str, Any]
+    ) -> Source | None:
+        """Compare a prepared source with its entry in the recipe; None if it can not be used."""
+        where, image = f"{kind}/{entry.id}", row.pop("image")
+        for name, due in asdict(entry).items():
+            if row[name] != due:
+                check = "credits" if name in ("author", "licence", "url") else "sources"
+                self._problem(check, where, f"its {name} is {row[name]!r}, in the recipe {due!r}")
+        foreground, width, height = kind == "foregrounds", entry.width, entry.height
+        longest, shortest = max(width, height), min(width, height)
+        fits = longest == recipe.foreground_size if foreground else shortest == recipe.size
+        if not fits or not (foreground or longest == recipe.size):
+            self._problem("sources", where, f"is {width}x{height} px, not what the recipe makes")
+            return None
+        try:
+            png: bytes = image["bytes"] if image else b""
+            opened = open_image(png, ("PNG",), (width, height), ("RGBA" if foreground else "RGB",))
+            if foreground and np.asarray(opened)[..., 3].max() < ALPHA_IN_MASK:
+                raise Unreadable("has no pixel that is at least half opaque")
+        except Unreadable as reason:
+            self._problem("sources", where, f"its image {reason}")
+            return None
+        return Source(entry, png) if row["id"] == entry.id else None
+
+    # -- shards
+
+    def _check_names(self, plan: Plan) -> bool:
+        """Nothing missing, nothing extra; False where the plan is not worth walking through."""
+        files, file_format = set(self._place.files), self._place.file_format
+        if plan.n_shards > 2 * len(files) + 100:
+            self._problem("files", "data", f"holds {len(files)} files of {plan.n_shards}")
+            return False
+        due = {
+            shard_file(split, shard, file_format)
+            for split in plan.splits.values()
+            for shard in range(split.n_shards)
+        }
+        for name in sorted(due - files):
+            self._problem("files", name, "is missing")
+        for name in sorted(files - due):
+            self._problem("files", name, "is not part of the set")
+        return True
+
+    def _check_splits(
+        self, plan: Plan, bank: SourceBank | None, stated: Mapping[str, Any] | None
+    ) -> list[str]:
+        """Check the shards of every split; return the splits whose statistics were recomputed."""
+        pinned, complete = plan.pinned, []
+        check = RecordCheck(pinned)
+        renderer = Renderer(plan, bank, None) if bank else None
+        for split in plan.splits.values():
+            drawn = _drawn(split, plan, self._sample)
+            statistics = Statistics(pinned.recipe.size) if drawn is None else None
+            before = len(self._problems), sum(self._by_check.values())
+            for shard in range(split.n_shards):
+                name = shard_file(split, shard, self._place.file_format)
+                if name not in self._place.files:
+                    continue
+                wanted = None if drawn is None else drawn.get(shard, np.zeros(0, np.int64))
+                entry = stated[split.name][0][shard] if stated else None
+                one = _Shard(split, plan, name, split.shard_range(shard), wanted, entry)
+                self._check_shard(one, check, renderer, statistics)
+            if statistics is None or before != (len(self._problems), sum(self._by_check.values())):
+                continue
+            if stated is not None:
+                self._compare_statistics(split.name, statistics, stated[split.name][1])
+                complete.append(split.name)
+        return complete
+
+    def _check_shard(
+        self,
+        shard: _Shard,
+        check: RecordCheck,
+        renderer: Renderer | None,
+        statistics: Statistics | None,
+    ) -> None:
+        place, name = self._place, shard.name
+        rows = shard.range[1] - shard.range[0]
+        self._check_stated(shard, rows)
+        looked_into = place.is_local or shard.wanted is None or len(shard.wanted) > 0
+        if not looked_into and place.files[name].sha256 is not None:
+            return
+        try:
+            with place.opened(name, whole=shard.wanted is None) as source:
+                if isinstance(source, Path):
+                    self._check_sha256(shard, sha256_file(source))
+                with refusing(f"can not be read as {place.file_format.capitalize()}"):
+                    table = Table(source, place.file_format)
+                    self._check_table(shard, table, rows)
+                    self._check_records(shard, table, check, renderer, statistics)
+        except Unreadable as reason:
+            self._problem("files", name, str(reason))
+
+    def _check_stated(self, shard: _Shard, rows: int) -> None:
+        """Compare what the statistics say of a shard with the plan, and with what lies there."""
+        file, stated = self._place.files[shard.name], shard.stated
+        if stated is None:
+            return
+        if stated.get("file") != shard.name or stated["rows"] != rows:
+            self._problem(
+                "statistics", shard.name, f"is stated otherwise than the plan's {rows} rows"
+            )
+        if stated["size_bytes"] != file.size_bytes:
+            self._problem(
+                "files",
+                shard.name,
+                f"is {file.size_bytes} bytes, by {STATISTICS_FILE} {stated['size_bytes']}",
+            )
+        if file.sha256 is not None:
+            self._check_sha256(shard, file.sha256)
+
+    def _check_sha256(self, shard: _Shard, sha256: str) -> None:
+        self._counts.hashed += 1
+        if shard.stated is not None and shard.stated["sha256"] != sha256:
+            self._problem("files", shard.name, f"its sha256 is not that of {STATISTICS_FILE}")
+
+    def _check_table(self, shard: _Shard, table: Table, rows: int) -> None:
+        self._counts.read += 1
+        pinned = shard.plan.pinned
+        if different := wrong_columns(table.schema, record_columns(pinned.recipe)):
+            raise Unreadable(different)
+        content = json.loads((table.schema.metadata or {}).get(b"fgbg", b"{}"))
+        if content.get("fingerprint") != pinned.fingerprint:
+            self._problem("recipe", shard.name, "is of another fingerprint by its metadata")
+        ids = [batch.column(0) for _, batch in table.batches(["record_id"])]
+        if any(column.null_count for column in ids):
+            raise Unreadable("has rows without record_id")
+        held = np.concatenate([np.zeros(0, np.int64), *(np.asarray(column) for column in ids)])
+        due = shard.split.record_ids(*shard.range)
+        if not np.array_equal(held, due):
+            self._tell_ids(shard, held, due)
+
+    def _tell_ids(self, shard: _Shard, held: Ids, due: Ids) -> None:
+        ids, counts = np.unique(held, return_counts=True)
+        missing, foreign = np.setdiff1d(due, ids), np.setdiff1d(ids, due)
+        for record, n in zip(ids[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
+            self._problem("ids", shard.name, f"holds record {record} {n} times")
+        for record in missing.tolist():
+            self._problem("ids", shard.name, f"lacks record {record}")
+        for record in foreign.tolist():
+            home = _home(shard.plan, record)
+            if home not in (None, shard.split.name):
+                self._problem("splits", shard.name, f"holds record {record}, which is of {home}")
+            else:
+                self._problem("ids", shard.name, f"holds record {record}, which is not due there")
+        if len(held) == len(due) and not len(foreign):
+            row = int(np.flatnonzero(held != due)[0])
+            self._problem(
+                "ids", shard.name, f"row {row} is record {held[row]}, by the plan {due[row]}"
+            )
+
+    def _check_records(
+        self,
+        shard: _Shard,
+        table: Table,
+        check: RecordCheck,
+        renderer: Renderer | None,
+        statistics: Statistics | None,
+    ) -> None:
+        columns = [column.name for column in record_columns(shard.plan.pinned.recipe)]
+        for start, batch in table.batches(columns, shard.wanted):
+            rows = np.arange(batch.num_rows)
+            if shard.wanted is not None:
+                rows = rows[np.isin(rows + start, shard.wanted)]
+            for number in rows.tolist():
+                (row,) = batch.slice(number, 1).to_pylist()
+                self._check_record(shard, row, check, renderer, statistics)
+            self._counts.records += len(rows)
+            self._progress(len(rows))
+
+    def _check_record(
+        self,
+        shard: _Shard,
+        row: dict[str, Any],
+        check: RecordCheck,
+        renderer: Renderer | None,
+        statistics: Statistics | None,
+    ) -> None:
+        record_id = row["record_id"]
+        if not 0 <= record_id < shard.plan.pinned.n_records:
+            return  # told of by its id
+        again = renderer.compose(record_id) if renderer else None
+        faults = check.faults(row, again, statistics)
+        for name, what in faults:
+            self._problem(name, f"{shard.name} record {record_id}", what)
+        if again is not None:
+            misfit = any(name == "pixel_hash" for name, _ in faults)
+            for source in (
+                ("backgrounds", again.background_id),
+                ("foregrounds", again.foreground_id),
+            ):
+                self._counts.composed[source] += 1
+                self._counts.misfits[source] += misfit
+
+    def _blame_sources(self) -> None:
+        for (kind, name), n in self._counts.composed.items():
+            if n > 1 and self._counts.misfits[kind, name] == n:
+                self._problem(
+                    "sources",
+                    f"{kind}/{name}",
+                    f"none of its {n} records checked fits it: it is not the image they were "
+                    "composed of",
+                )
+
+    # -- figures
+
+    def _compare_statistics(
+        self, split: str, counted: Statistics, stated: Mapping[str, Any]
+    ) -> None:
+        mine = counted.to_json()
+        wrong = [key for key in ("rows", "size_bytes") if stated[key] != mine[key]]
+        wrong += [k for k, t in mine["tallies"].items() if stated["tallies"][k] != t]
+        if wrong:
+            self._problem(
+                "statistics",
+                f"{STATISTICS_FILE} {split}",
+                f"{', '.join(wrong)}: not what the records hold",
+            )
+
+    def _card(self) -> None:
+        """Compare the card with the one that would be written now."""
+        text = self._text("card", CARD_FILE)
+        if text is None:
+            return
+        version = _CARD_VERSION.search(text)
+        if version and version[1] != __version__:
+            self._notes.append(
+                f"The card is by fgbg-dataset {version[1]}, this is {__version__}: not compared."
+            )
+            return
+        try:
+            with refusing("can not be written again"):
+                expected = card_text(self._place.root)
+        except Unreadable as reason:
+            self._problem("card", CARD_FILE, str(reason))
+            return
+        for line, what in _changed_lines(text.splitlines(), expected.splitlines()):
+            self._problem("card", f"{CARD_FILE} line {line}", what)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to check: its place in the plan, the rows wanted (None: all), what is stated."""
+
+    split: SplitPlan
+    plan: Plan
+    name: str
+    range: tuple[int, int]
+    wanted: npt.NDArray[np.int64] | None
+    stated: Mapping[str, Any] | None
+
+
+def _home(plan: Plan, record_id: int) -> str | None:
+    """Return the split that a record is of."""
+    if not 0 <= record_id < plan.pinned.n_records:
+        return None
+    what, pinned = plan.combination(record_id), plan.pinned
+    sides = (
+        pinned.foregrounds[what.foreground].held_out,
+        pinned.backgrounds[what.background].held_out,
+    )
+    return next(name for name, held_out in SPLITS.items() if held_out == sides)
+
+
+def _drawn(
+    split: SplitPlan, plan: Plan, sample: int | None
+) -> dict[int, npt.NDArray[np.int64]] | None:
+    """Draw rows of a split by shard, in blocks of neighbours; None: every row."""
+    if sample is None:
+        return None
+    n, blocks = split.n_records, -(-split.n_records // _BLOCK_RECORDS)
+    wanted = -(-sample * n // plan.n_records)
+    if wanted >= n:
+        return None
+    # Not against a forger, who can know it: --all is. So that a second run looks at the same.
+    rng = random.Random(f"{plan.pinned.fingerprint} {split.name}")  # noqa: S311
+    rows: dict[int, list[int]] = {}
+    for block in rng.sample(range(blocks), -(-wanted // _BLOCK_RECORDS)):
+        start = block * _BLOCK_RECORDS
+        for position in range(start, min(start + _BLOCK_RECORDS, n)):
+            shard = ((position + 1) * split.n_shards - 1) // n
+            rows.setdefault(shard, []).append(position - split.shard_range(shard)[0])
+    return {shard: np.asarray(sorted(numbers), np.int64) for shard, numbers in rows.items()}
+
+
+def _check_counts(stated: Mapping[str, Any], size: int) -> None:
+    """Refuse statistics that do not have the shape they must have, before arrays are made."""
+    known = Statistics(size).tallies
+    if list(stated["tallies"]) != list(known):
+        raise Unreadable("lacks a tally")
+    for kind, tally in known.items():
+        channels, levels = tally.counts.shape
+        given = stated["tallies"][kind]
+        if given["levels"] != levels or len(given["channels"]) != channels:
+            raise Unreadable(f"has a tally of {kind} of another size")
+        for channel in given["channels"]:
+            for value, count in zip(channel["values"], channel["counts"], strict=True):
+                if not (0 <= int(value) < levels and 0 <= int(count) < 2**62):
+                    raise Unreadable(f"has a tally of {kind} that can not be")
+
+
+def _changed_lines(held: list[str], expected: list[str]) -> Iterator[tuple[int, str]]:
+    """Give (line number, what is wrong) for lines that are not as they should be."""
+    matcher = SequenceMatcher(None, held, expected)
+    for kind, start, stop, first, last in matcher.get_opcodes():
+        if kind == "equal":
+            continue
+        for n in range(max(stop - start, last - first)):
+            line = start + min(n, stop - start) + 1
+            theirs = held[start + n][:200] if n < stop - start else None
+            ours = expected[first + n][:200] if n < last - first else None
+            if theirs is None:
+                yield line, f"before it is missing {ours!r}"
+            elif ours is None:
+                yield line, f"says {theirs!r}, which does not come from the data"
+            else:
+                yield line, f"says {theirs!r}, by the data it is {ours!r}"
