@@ -1,0 +1,560 @@
+"""`fgbg verify` finds nothing in clean sets, and each kind of planted fault by its right name."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from builder.card import write_card
+from builder.cli import main
+from builder.encoding import _grey_png, encode_mask
+from builder.errors import FgbgError, NotABuildError
+from builder.plan import Plan
+from builder.recipe import PinnedRecipe
+from builder.shards import write_table
+from builder.sources import sha256_file
+from builder.verify import VerifyReport, verify
+from fgbg_dataset import FgbgDataset
+from tests.e2e.running import fgbg
+
+TRAIN = "data/train-00000-of-00002.parquet"
+SECOND = "data/train-00001-of-00002.parquet"
+BOTH = "data/unseen_both-00000-of-00001.parquet"
+SOURCES = "train-00000-of-00001.parquet"
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def out(built: Path, tmp_path: Path) -> Path:
+    """A copy of the build, to be harmed."""
+    return Path(shutil.copytree(built, tmp_path / "blobs"))
+
+
+def change(path: Path, how: Callable[[Rows], object]) -> None:
+    """Rewrite a Parquet file with changed rows, as the builder writes them."""
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    how(rows)
+    write_table(path, "parquet", table.schema, rows)
+
+
+def forge(out: Path) -> None:
+    """State sizes, rows and sha256 as they are now, so that only the content can tell."""
+    path = out / "assets" / "statistics.json"
+    content = json.loads(path.read_text())
+    for split in content["splits"].values():
+        for shard in split["shards"]:
+            file = out / shard["file"]
+            shard.update(size_bytes=file.stat().st_size, sha256=sha256_file(file))
+            shard["rows"] = pq.read_metadata(file).num_rows
+    path.write_text(json.dumps(content))
+    write_card(out)
+
+
+def forged(out: Path, name: str, how: Callable[[Rows], object], **options: Any) -> VerifyReport:
+    """Change rows of a file, forge what is stated of it, and verify everything."""
+    change(out / name, how)
+    forge(out)
+    return verify(out, **{"sample": None, **options})
+
+
+def found(report: VerifyReport) -> set[tuple[str, str]]:
+    """What was found, and where."""
+    return {(problem.check, problem.where) for problem in report.problems}
+
+
+def record(rows: Rows, number: int, name: str = TRAIN) -> str:
+    return f"{name} record {rows[number]['record_id']}"
+
+
+def rows_of(out: Path, name: str = TRAIN) -> Rows:
+    return pq.read_table(out / name).to_pylist()
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    """Run the command in this process."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+# ---- clean sets
+
+
+def test_a_clean_set_has_no_problem_and_the_report_says_what_was_checked(built):
+    seen: list[int] = []
+    report = verify(built, sample=None, progress=seen.append)
+    assert report.problems == ()
+    assert report.ok
+    assert sum(seen) == report.records == report.records_checked == 120
+    assert report.files == report.files_hashed == report.files_read == 5
+    assert (report.sources, report.uncredited) == (9, 6)
+    assert report.statistics == tuple(Plan(pinned_of(built)).splits)
+    assert report.fingerprint == pinned_of(built).fingerprint
+    assert report.notes == (
+        "Depth was checked for size, range and grid and counted, not estimated again.",
+    )
+
+
+def pinned_of(out: Path) -> PinnedRecipe:
+    return PinnedRecipe.from_json((out / "recipe.json").read_text())
+
+
+def test_the_command_tells_it_in_words_and_in_json(built, out):
+    done = fgbg("verify", built)
+    assert done.stdout.startswith(f"{built}: 120 of 120 records checked.\n")
+    assert done.stdout.endswith("All is well.\n")
+    (out / TRAIN).unlink()
+    (out / "data" / "notes.txt").write_text("hello")
+    done = run("verify", out, "--all", code=1)
+    assert f"  files: {TRAIN}: is missing\n" in done.stdout
+    assert "  files: data/notes.txt: is not part of the set\n" in done.stdout
+    assert done.stdout.endswith("2 problems found.\n")
+    result = json.loads(run("verify", out, "--json", code=1).stdout)
+    assert result["ok"] is False
+    assert result["problems"][0] == {"check": "files", "where": TRAIN, "what": "is missing"}
+
+
+def test_what_is_no_set_is_refused_in_one_sentence(tmp_path):
+    done = run("verify", tmp_path, code=2)
+    assert done.stderr == (
+        f"Error: {tmp_path} is not a finished build of fgbg: it has no recipe.json.\n"
+    )
+    done = run("verify", tmp_path / "nothing", code=2)
+    assert "is neither a folder nor the id of a set on the Hub" in done.stderr
+    done = run("verify", tmp_path, "--all", "--sample", "3", code=2)
+    assert "give either --all or --sample" in done.stderr
+    with pytest.raises(NotABuildError, match="is neither a folder"):
+        verify(tmp_path / "ann" / "nothing")
+    with pytest.raises(FgbgError, match="sample is 0; it must be at least 1"):
+        verify(tmp_path, sample=0)
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("parquet", {"image_format": "webp", "depth_format": "jpeg8"}),
+        ("parquet", {"image_format": "png", "holdout": 0.0, "depth_kind": "relative-inverse"}),
+        ("parquet", {"image_quality": 5, "depth_precision": 0.0, "background_fit": "stretch"}),
+        ("arrow", {"flip": False, "size": 50}),
+        ("parquet", {"depth_model": "none"}),
+    ],
+)
+def test_sets_of_every_format_are_clean(sources, tiny_model, tmp_path, file_format, options):
+    recipe = {"depth_model": str(tiny_model), "size": 64, "foreground_size": 30, "depth_input": 64}
+    recipe |= {"placements": 1, "shard_records": 15, "holdout": 0.3, **options}
+    dataset = FgbgDataset(*sources, **recipe)
+    dataset.download_and_prepare(tmp_path / "out", file_format=file_format, num_proc=1)
+    report = verify(tmp_path / "out", sample=None)
+    assert report.problems == ()
+    assert report.records_checked == report.records > 0
+    assert set(report.statistics) == set(dataset.plan.splits)
+
+
+def test_a_sample_is_the_same_each_time_and_covers_every_split(built, out):
+    first, second = verify(built, sample=30), verify(built, sample=30)
+    assert first == second
+    # In blocks of 25: one of train's two, and of the others, which have no two, everything.
+    assert first.records_checked in (25 + 36 + 18 + 12, 29 + 36 + 18 + 12)
+    # A fault in every record of the set is met by any sample, in each split.
+    for path in sorted((out / "data").iterdir()):
+        change(path, lambda rows: [row.update(bbox=[0, 0, 1, 1]) for row in rows])
+    forge(out)
+    report = verify(out, sample=30)
+    assert report.problems and {problem.check for problem in report.problems} == {"bbox"}
+    assert len(report.problems) == first.records_checked
+    assert len({problem.where.split("-0")[0] for problem in report.problems}) == 4
+    assert report.statistics == ()  # what has faults is not counted
+
+
+# ---- files
+
+
+def test_a_flipped_bit_is_found_by_the_sha256(out):
+    content = bytearray((out / TRAIN).read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / TRAIN).write_bytes(content)
+    report = verify(out, sample=1)
+    assert ("files", TRAIN) in found(report)
+    assert any("sha256" in problem.what for problem in report.problems)
+
+
+def test_a_flipped_bit_is_found_by_the_pixels_when_all_else_is_forged(out):
+    rows = rows_of(out)
+
+    def flip(rows: Rows) -> None:
+        encoded = bytearray(rows[7]["fg_bg"]["bytes"])
+        encoded[len(encoded) * 2 // 3] ^= 0x20
+        rows[7]["fg_bg"]["bytes"] = bytes(encoded)
+
+    assert found(forged(out, TRAIN, flip)) == {("fg_bg", record(rows, 7))}
+
+
+def test_truncated_and_foreign_files_are_told_without_a_traceback(out):
+    content = (out / TRAIN).read_bytes()
+    (out / TRAIN).write_bytes(content[:-100])
+    (out / SECOND).write_bytes(b"PAR1 but not really PAR1")
+    (out / BOTH).write_bytes(b"")
+    whats = {p.where: p.what for p in verify(out).problems if "read" in p.what}
+    assert whats.keys() == {TRAIN, SECOND, BOTH}
+    assert all(what.startswith("can not be read as Parquet (") for what in whats.values())
+
+
+def test_other_columns_or_another_fingerprint_in_a_file_are_told(out):
+    table = pq.read_table(out / TRAIN)
+    pq.write_table(table.drop_columns("coverage"), out / TRAIN)
+    metadata = {**pq.read_schema(out / SECOND).metadata, b"fgbg": b'{"fingerprint": "00"}'}
+    pq.write_table(pq.read_table(out / SECOND).replace_schema_metadata(metadata), out / SECOND)
+    forge(out)
+    problems = {p.where: (p.check, p.what) for p in verify(out, sample=None).problems}
+    assert problems == {
+        TRAIN: ("files", "has not the columns of the recipe (see coverage)"),
+        SECOND: ("recipe", "is of another fingerprint by its metadata"),
+    }
+
+
+# ---- ids
+
+
+def test_a_dropped_row_is_found(out):
+    rows = rows_of(out)
+    report = forged(out, TRAIN, lambda rows: rows.pop(5))
+    assert {p.what for p in report.problems if p.check == "ids"} == {
+        f"lacks record {rows[5]['record_id']}"
+    }
+    assert {p.check for p in report.problems} == {"ids", "statistics"}  # rows against the plan
+
+
+def test_a_doubled_row_is_found(out):
+    rows = rows_of(out)
+    report = forged(out, TRAIN, lambda rows: rows.__setitem__(3, rows[9]))
+    assert [(p.check, p.where, p.what) for p in report.problems] == [
+        ("ids", TRAIN, f"holds record {rows[9]['record_id']} 2 times"),
+        ("ids", TRAIN, f"lacks record {rows[3]['record_id']}"),
+        ("statistics", "assets/statistics.json train", report.problems[-1].what),
+    ]
+
+
+def test_rows_in_another_order_are_found(out):
+    rows = rows_of(out)
+    report = forged(out, TRAIN, lambda rows: rows.reverse())
+    (problem,) = report.problems
+    assert (problem.check, problem.where) == ("ids", TRAIN)
+    assert problem.what == (
+        f"row 0 is record {rows[-1]['record_id']}, by the plan {rows[0]['record_id']}"
+    )
+
+
+def test_a_record_in_another_split_is_a_leak(out):
+    foreign = rows_of(out, BOTH)[4]
+    report = forged(out, TRAIN, lambda rows: rows.__setitem__(2, foreign))
+    leaks = [(p.where, p.what) for p in report.problems if p.check == "splits"]
+    assert leaks == [(TRAIN, f"holds record {foreign['record_id']}, which is of unseen_both")]
+
+
+def test_copies_of_one_file_on_both_sides_of_the_split_are_a_leak(out):
+    pinned = pinned_of(out)
+    held = next(e for e in pinned.backgrounds if e.held_out)
+    seen = next(e for e in pinned.backgrounds if not e.held_out)
+    entries = [replace(e, sha256=seen.sha256) if e == held else e for e in pinned.backgrounds]
+    (out / "recipe.json").write_text(replace(pinned, backgrounds=tuple(entries)).to_json())
+    problems = [p for p in verify(out).problems if p.check == "splits"]
+    assert len(problems) == 1
+    assert {problems[0].where, problems[0].what.split(",")[0]} in (
+        {f"backgrounds/{held.id}", f"is a copy of {seen.id}"},
+        {f"backgrounds/{seen.id}", f"is a copy of {held.id}"},
+    )
+
+
+# ---- records
+
+
+@pytest.mark.parametrize("column", ["mask", "fg_bg"])
+def test_two_swapped_images_are_found(out, column):
+    rows = rows_of(out)
+
+    def swap(rows: Rows) -> None:
+        rows[1][column], rows[8][column] = rows[8][column], rows[1][column]
+
+    expected = {(column, record(rows, 1)), (column, record(rows, 8))}
+    assert found(forged(out, TRAIN, swap)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "what"),
+    [
+        ({"bbox": [1, 2, 3, 4]}, "bbox", "bbox is [1, 2, 3, 4], that of the mask is ["),
+        ({"bbox": [2**31 - 1] * 4}, "bbox", "bbox is [2147483647,"),
+        ({"coverage": 0.5}, "coverage", "coverage is 0.5, that of the mask is 0."),
+        ({"pixel_hash": "00"}, "pixel_hash", "pixel_hash is 00, composed again it is "),
+        ({"background_id": "x\x1b[31m"}, "combination", "background_id is 'x\\x1b[31m', by "),
+        ({"foreground_id": None}, "combination", "foreground_id is None, by the record's id it"),
+        ({"mask": None}, "mask", "mask holds no image"),
+        ({"fg_bg": {"bytes": b"", "path": None}}, "fg_bg", "fg_bg is damaged ("),
+    ],
+)
+def test_a_wrong_value_is_found(out, changes, check, what):
+    rows = rows_of(out)
+    report = forged(out, TRAIN, lambda rows: rows[6].update(changes))
+    assert found(report) == {(check, record(rows, 6))}
+    assert report.problems[0].what.startswith(what)
+
+
+def test_a_mirrored_flag_is_found(out):
+    rows = rows_of(out)
+    report = forged(out, TRAIN, lambda rows: rows[6].update(flipped=not rows[6]["flipped"]))
+    assert found(report) == {("combination", record(rows, 6))}
+
+
+def image(pixels: np.ndarray, **options: Any) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_a_mask_with_grey_is_found_and_an_8_bit_one_is_none_the_worse(out):
+    rows = rows_of(out)
+    mask = np.asarray(Image.open(io.BytesIO(rows[0]["mask"]["bytes"])).convert("L")).copy()
+    report = forged(out, TRAIN, lambda rows: rows[0].update(mask=image(mask, format="PNG")))
+    assert not [p for p in report.problems if p.check == "mask"]
+    mask[3:5, 7] = 100
+    report = forged(out, TRAIN, lambda rows: rows[0].update(mask=image(mask, format="PNG")))
+    (problem,) = report.problems
+    assert (problem.check, problem.where) == ("mask", record(rows, 0))
+    assert problem.what == "mask holds 2 pixels that are neither 0 nor 255"
+
+
+@pytest.mark.parametrize(
+    ("value", "size", "what"),
+    [
+        (60000, 64, "depth of 1 pixels can not be: 60000 is outside of 100 to 10000"),
+        (99, 64, "depth of 1 pixels can not be: 99 is outside of 100 to 10000"),
+        (9999, 64, "depth of 1 pixels can not be: 9999 is not on the grid of the recipe's "),
+        (0, 64, None),
+        (0, 63, "depth is 63x63 px, not 64x64 px"),
+    ],
+)
+def test_depth_that_can_not_be_is_found(out, value, size, what):
+    rows = rows_of(out)
+    depth = np.full((size, size), 10000, ">u2")
+    depth[5, 9] = value
+    png = {"bytes": _grey_png(depth.view(np.uint8), size, bit_depth=16), "path": None}
+    report = forged(out, TRAIN, lambda rows: rows[4].update(depth=png))
+    (problem,) = report.problems
+    if what is None:  # possible, so only the statistics tell
+        assert (problem.check, problem.where) == ("statistics", "assets/statistics.json train")
+        assert problem.what == "size_bytes, depth: not what the records hold"
+    else:
+        assert (problem.check, problem.where) == ("depth", record(rows, 4))
+        assert problem.what.startswith(what)
+
+
+def composite(row: dict[str, Any]) -> np.ndarray:
+    return simplejpeg.decode_jpeg(row["fg_bg"]["bytes"])
+
+
+def test_another_encoder_is_no_fault_and_an_altered_composite_is(out):
+    """Composed exactly, encoded by Pillow, progressive; then with a small square put in."""
+    pinned = pinned_of(out)
+    exact = {}
+    from builder.render import Renderer
+    from builder.shards import read_sources
+    from builder.sources import SourceBank
+
+    bank = SourceBank(*(read_sources(out / k / SOURCES) for k in ("foregrounds", "backgrounds")))
+    renderer = Renderer(Plan(pinned), bank, None)
+    for row in rows_of(out):
+        exact[row["record_id"]] = renderer.compose(row["record_id"]).fg_bg
+    options = {"format": "JPEG", "quality": 90, "subsampling": 0, "progressive": True}
+
+    def encode(rows: Rows) -> None:
+        for row in rows:
+            row["fg_bg"] = image(exact[row["record_id"]], **options)
+
+    def alter(rows: Rows) -> None:
+        pixels = exact[rows[2]["record_id"]].copy()
+        pixels[30:36, 20:26] = 255 - pixels[30:36, 20:26]
+        rows[2]["fg_bg"] = image(pixels, **options)
+
+    report = forged(out, TRAIN, encode)
+    assert {p.check for p in report.problems} <= {"statistics"}  # other bytes, other sizes
+    report = forged(out, TRAIN, alter)
+    assert found(report) == {("fg_bg", record(rows_of(out), 2))}
+    assert " px tile at x 16, y " in report.problems[0].what
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(out):
+    header = b"\x00\x00\xff\xff\x00\x00\xff\xff\x08\x02\x00\x00\x00"
+    chunk = b"IHDR" + header
+    png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0d" + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    bomb = {"bytes": png + b"\x00\x00\x00\x00IEND\xaeB`\x82", "path": None}
+    square = np.zeros((2000, 2000), np.uint8)
+    wide = {"bytes": encode_mask(square), "path": None}
+    rows = rows_of(out)
+    report = forged(out, TRAIN, lambda rows: (rows[0].update(mask=bomb), rows[1].update(mask=wide)))
+    assert found(report) == {("mask", record(rows, 0)), ("mask", record(rows, 1))}
+    assert "DecompressionBombError" in report.problems[0].what
+    assert report.problems[1].what == "mask is 2000x2000 px, not 64x64 px"
+
+
+# ---- recipe, sources, statistics, card
+
+
+def test_an_edited_recipe_is_found(out):
+    path = out / "recipe.json"
+    path.write_text(path.read_text().replace('"placements": 3', '"placements": 4'))
+    (problem,) = verify(out).problems
+    assert (problem.check, problem.where) == ("recipe", "recipe.json")
+    assert problem.what == "its fingerprint does not fit its content; it was edited."
+
+
+def test_a_changed_source_image_is_found_and_named(out):
+    def paint(rows: Rows) -> None:
+        with Image.open(io.BytesIO(rows[2]["image"]["bytes"])) as old:
+            pixels = np.array(old)
+        pixels[10, 10] ^= 1
+        rows[2]["image"] = image(pixels, format="PNG")
+
+    report = forged(out, f"backgrounds/{SOURCES}", paint)
+    blamed = [p for p in report.problems if p.check == "sources"]
+    assert [p.where for p in blamed] == ["backgrounds/scene2"]
+    misfits = [p for p in report.problems if p.check == "pixel_hash"]
+    assert 12 < len(misfits) == len(report.problems) - 1
+    assert blamed[0].what == (
+        f"{len(misfits)} of its 24 records checked were composed of another image"
+    )
+
+
+def test_a_source_of_another_size_or_format_is_found(out):
+    def spoil(rows: Rows) -> None:
+        rows[0]["image"] = image(np.zeros((64, 64, 3), np.uint8), format="BMP")
+        rows[1]["image"] = image(np.zeros((64, 65, 3), np.uint8), format="PNG")
+        rows[2]["sha256"] = "0" * 64
+        rows[3]["held_out"] = not rows[3]["held_out"]
+
+    change(out / f"backgrounds/{SOURCES}", spoil)
+    report = verify(out)
+    whats = {p.where.removeprefix("backgrounds/"): p.what for p in report.problems}
+    assert whats["scene0"].startswith("its image is damaged (UnidentifiedImageError")
+    assert whats["scene1"] == "its image is 65x64 px, not 64x64 px"
+    assert whats["scene2"].startswith("its sha256 is '0000")
+    assert whats["scene3"].startswith("its held_out is ")
+    assert {p.check for p in report.problems} == {"sources"}
+    assert "Nothing was composed again" in report.notes[0]
+
+
+def test_a_removed_credit_is_found_by_the_recipe_or_by_the_card(out):
+    change(out / f"foregrounds/{SOURCES}", lambda rows: rows[1].update(author=""))
+    (problem,) = verify(out).problems
+    assert (problem.check, problem.where) == ("credits", "foregrounds/blob1")
+    assert problem.what == "its author is '', in the recipe 'Ann'"
+    pinned = pinned_of(out)
+    entries = [replace(e, author="") if e.id == "blob1" else e for e in pinned.foregrounds]
+    (out / "recipe.json").write_text(replace(pinned, foregrounds=tuple(entries)).to_json())
+    problems = verify(out).problems
+    assert {p.check for p in problems} == {"card"}
+    assert any("| blob1 | foreground | Ann | CC0-1.0 |" in p.what for p in problems)
+
+
+def test_an_edited_number_in_the_card_is_found_with_its_line(out):
+    path = out / "README.md"
+    lines = path.read_text().splitlines()
+    number = next(i for i, line in enumerate(lines) if line.startswith("| mask |"))
+    lines[number] = lines[number].replace("0.", "0.9", 1)
+    path.write_text("\n".join(lines) + "\n")
+    (problem,) = verify(out).problems
+    assert (problem.check, problem.where) == ("card", f"README.md line {number + 1}")
+    assert problem.what.startswith("says '| mask | 120 | 64x64 | 0.9")
+    assert ", by the data it is '| mask | 120 | 64x64 | 0." in problem.what
+
+
+def test_a_number_in_the_yaml_of_the_card_is_found(out):
+    path = out / "README.md"
+    assert "num_examples: 54" in path.read_text()
+    path.write_text(path.read_text().replace("num_examples: 54", "num_examples: 55"))
+    assert [p.what for p in verify(out).problems] == [
+        "says '    num_examples: 55', by the data it is '    num_examples: 54'"
+    ]
+
+
+def test_what_a_person_sets_in_the_card_is_no_fault(out):
+    write_card(out, license="cc-by-4.0", title="A set of blobs")
+    assert verify(out).ok
+
+
+def test_wrong_statistics_are_found(out):
+    path = out / "assets" / "statistics.json"
+    content = json.loads(path.read_text())
+    counts = content["splits"]["train"]["statistics"]["tallies"]["fg_bg"]["channels"][1]["counts"]
+    counts[0] += 1
+    path.write_text(json.dumps(content))
+    write_card(out)
+    (problem,) = verify(out, sample=None).problems
+    assert (problem.check, problem.where) == ("statistics", "assets/statistics.json train")
+    assert problem.what == "fg_bg: not what the records hold"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda c: c.update(splits=[]),
+        lambda c: c["splits"].pop("train"),
+        lambda c: c["splits"]["train"]["shards"].pop(),
+        lambda c: c["splits"]["train"]["shards"][0].pop("sha256"),
+        lambda c: c["splits"]["train"]["shards"].__setitem__(0, None),
+        lambda c: c["splits"]["train"]["statistics"]["tallies"]["depth"].update(levels=10**15),
+        lambda c: c["splits"]["train"]["statistics"]["tallies"].pop("mask"),
+        lambda c: c["splits"]["train"]["statistics"]["tallies"]["mask"]["channels"][0].update(
+            counts=[10**40] * 2
+        ),
+    ],
+)
+def test_statistics_of_another_shape_are_told(out, spoil):
+    path = out / "assets" / "statistics.json"
+    content = json.loads(path.read_text())
+    spoil(content)
+    path.write_text(json.dumps(content))
+    assert {("statistics", "assets/statistics.json")} == found(verify(out))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 99, b"[" * 10**6, b"{}", b"null", None])
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("recipe.json", "recipe"),
+        ("assets/statistics.json", "statistics"),
+        (f"foregrounds/{SOURCES}", "sources"),
+        ("README.md", "card"),
+    ],
+)
+def test_garbage_is_told_without_a_traceback(out, name, check, content):
+    if content is None:
+        (out / name).unlink()
+        if name == "recipe.json":
+            return  # no set at all, tested above
+    else:
+        (out / name).write_bytes(content)
+    report = verify(out)
+    assert check in {p.check for p in report.problems}
+    assert report.to_json()["ok"] is False
+
+
+def test_a_recipe_of_a_million_times_the_files_is_not_walked_through(out):
+    pinned = pinned_of(out)
+    recipe = replace(pinned.recipe, placements=10**9, shard_records=1)
+    (out / "recipe.json").write_text(replace(pinned, recipe=recipe).to_json())
+    assert ("files", "data") in found(verify(out))
