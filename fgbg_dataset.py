@@ -23,14 +23,18 @@ import datasets
 from builder.card import write_card
 from builder.engine import BuildOptions, build_shards, load_estimator
 from builder.errors import RecipeError
-from builder.plan import Plan
+from builder.plan import TRAIN, Plan
 from builder.preview import write_preview
+from builder.reading import RecordReader
 from builder.recipe import Recipe
 from builder.render import Renderer
 from builder.schema import features, record_columns
 from builder.shards import Encoder, FileFormat
 from builder.sources import SourceBank, scan
+from builder.stats import Statistics
+from builder.streaming import RecordsIterable, Unit, units_of
 from builder.work import (
+    RECIPE_FILE,
     Project,
     WorkFolder,
     already_built,
@@ -40,8 +44,8 @@ from builder.work import (
     write_metadata,
 )
 
-# Streaming resumes at the start of a unit, and `datasets` slows down beyond some ten thousand.
-_UNIT_RECORDS, _MAX_UNITS = 32, 50_000
+# Composites that stand for a set not yet built, when a reader needs its mean and std.
+_SAMPLED_RECORDS = 2048
 
 
 @dataclass
@@ -97,7 +101,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         if recipe is not None and chosen:
             raise RecipeError(f"give either recipe or {', '.join(sorted(chosen))}, not both.")
         self._project: Project | None = None
-        self._streaming: tuple[Renderer, Encoder] | None = None
+        self._renderers: dict[bool, tuple[Renderer, Encoder]] = {}
         super().__init__(
             cache_dir=cache_dir,
             foreground_dir=os.fspath(foreground_dir),
@@ -108,7 +112,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_streaming": None}  # holds the model; loaded where used
+        return {**super().__getstate__(), "_renderers": {}}  # hold the model; loaded where used
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(features=features(record_columns(self.config.recipe)))
@@ -237,27 +241,103 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             "parquet", data_files=files, split=split, keep_in_memory=in_memory
         )
 
+    def as_streaming_dataset(
+        self, split: str | None = None, base_path: str | None = None, *, with_depth: bool = True
+    ) -> Any:
+        """Return a split, or a dict of all, whose records are made when they are read.
+
+        Nothing is stored. In epoch 0 these are the records of the stored set, in its order; after
+        `set_epoch(e)` every foreground is placed anew, and the order is another, both decided by
+        seed and e alone. `state_dict` resumes at the next record, and makes none again.
+
+        Args:
+            split: name of a split.
+            base_path: not used; as for every `datasets` builder.
+            with_depth: False leaves out depth and encoding. A row is then `record_id`, `fg_bg`
+                (H, W, 3) uint8, `mask` (H, W) uint8 of 0 and 255, both as NumPy arrays,
+                `background_id`, `foreground_id`, `flipped`, `bbox` and `coverage`; before the loss
+                of JPEG. Otherwise a row is that of the stored set to the byte, in epoch 0.
+
+        Raises:
+            ValueError: there is no such split.
+            BadSourcesError: files that can not be used.
+        """
+        if with_depth:
+            return super().as_streaming_dataset(split, base_path)
+        streams = {
+            generator.name: datasets.IterableDataset(
+                RecordsIterable(self._generate_arrays, generator.gen_kwargs), split=generator.name
+            )
+            for generator in self._split_generators()
+        }
+        if split is None:
+            return datasets.IterableDatasetDict(streams)
+        if split not in streams:
+            raise ValueError(f"there is no split {split!r}; there are {', '.join(streams)}.")
+        return streams[split]
+
+    def reader(self) -> RecordReader:
+        """Return what makes training batches of this set's records, stored or streamed.
+
+        Its mean and std are exact where the set is built; else they are those of 2048 composites
+        of the train split, before encoding.
+        """
+        folder = Path(self._output_dir)
+        if (folder / RECIPE_FILE).is_file():
+            return RecordReader.of(folder)
+        statistics = Statistics(self.config.recipe.size)
+        n_sampled = min(self.plan.splits[TRAIN].n_records, _SAMPLED_RECORDS)
+        for record in self._renderer(with_depth=False)[0].composites(TRAIN, 0, n_sampled):
+            statistics.tallies["fg_bg"].add(record.fg_bg)
+        return RecordReader.with_statistics(self.plan.pinned, statistics)
+
     def _split_generators(
-        self, dl_manager: datasets.DownloadManager
+        self, dl_manager: datasets.DownloadManager | None = None
     ) -> list[datasets.SplitGenerator]:
         generators = []
         for split in self.plan.splits.values():
-            size = max(_UNIT_RECORDS, -(-split.n_records // _MAX_UNITS))
-            starts = range(0, split.n_records, size)
-            units = [(start, min(start + size, split.n_records)) for start in starts]
-            kwargs = {"split": split.name, "units": units}
+            kwargs = {"split": split.name, "units": units_of(split.n_records)}
             generators.append(datasets.SplitGenerator(name=split.name, gen_kwargs=kwargs))
         return generators
 
+    def _get_examples_iterable_for_split(
+        self, split_generator: datasets.SplitGenerator
+    ) -> RecordsIterable:
+        return RecordsIterable(self._generate_examples, split_generator.gen_kwargs)
+
     def _generate_examples(
-        self, split: str, units: list[tuple[int, int]]
+        self, split: str, units: list[Unit], epoch: int = 0
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        if self._streaming is None:
-            project = self.project
-            estimator = load_estimator(project.model, project.pinned.recipe, BuildOptions())
-            bank = SourceBank(project.foregrounds, project.backgrounds)
-            self._streaming = (Renderer(self.plan, bank, estimator), Encoder(project.pinned))
-        renderer, encoder = self._streaming
+        renderer, encoder = self._renderer(with_depth=True)
         for start, stop in units:
-            for record in renderer.records(split, start, stop):
+            for record in renderer.records(split, start, stop, epoch):
                 yield record.record_id, encoder.row(record)
+
+    def _generate_arrays(
+        self, split: str, units: list[Unit], epoch: int = 0
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        renderer, _ = self._renderer(with_depth=False)
+        for start, stop in units:
+            for record in renderer.composites(split, start, stop, epoch):
+                yield (
+                    record.record_id,
+                    {
+                        "record_id": record.record_id,
+                        "fg_bg": record.fg_bg,
+                        "mask": record.mask,
+                        **record.described(),
+                    },
+                )
+
+    def _renderer(self, *, with_depth: bool) -> tuple[Renderer, Encoder]:
+        """Return what makes and what encodes records, loaded once in each process."""
+        if with_depth not in self._renderers:
+            project = self.project
+            model = project.model if with_depth else None
+            estimator = load_estimator(model, project.pinned.recipe, BuildOptions())
+            bank = SourceBank(project.foregrounds, project.backgrounds)
+            self._renderers[with_depth] = (
+                Renderer(self.plan, bank, estimator),
+                Encoder(project.pinned),
+            )
+        return self._renderers[with_depth]

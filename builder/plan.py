@@ -9,8 +9,10 @@ mixed. Nothing here grows with the number of records, opens a file or imports to
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,22 +128,43 @@ class Plan:
         background, foreground = divmod(rest, self._n_foregrounds)
         return Combination(background, foreground, bool(flip), k)
 
-    def placement(self, record_id: int, foreground: int) -> tuple[int, int]:
-        """Return (left_px, top_px): uniform over all places wholly inside the background."""
+    def placement(self, record_id: int, foreground: int, epoch: int = 0) -> tuple[int, int]:
+        """Return (left_px, top_px): uniform over all places wholly inside the background.
+
+        Every epoch has its own; those of epoch 0 are the stored set's.
+        """
         recipe, entry = self.pinned.recipe, self.pinned.foregrounds[foreground]
-        left, top = random_words(recipe.seed, record_id)
+        left, top = random_words(recipe.seed, record_id, epoch)
         # High bits of a 64 x 64 bit product: even to 2^-52 and the same in every NumPy, which
         # promises stable streams for its bit generators but not for Generator.integers.
         free_left, free_top = recipe.size - entry.width + 1, recipe.size - entry.height + 1
         return (left * free_left) >> 64, (top * free_top) >> 64
 
 
-def random_words(seed: int, record_id: int) -> tuple[int, int]:
-    """Return the two random 64-bit words of a record (Philox 4x64, keyed by seed and record id)."""
-    # As uint64 from the start: NumPy takes a list that passes 2^63 for floats, which are not exact.
-    key = np.array([seed, record_id], dtype=np.uint64)
-    first, second = np.random.Philox(key=key).random_raw(2)
-    return int(first), int(second)
+def random_words(seed: int, record_id: int, epoch: int = 0) -> tuple[int, int]:
+    """Return the two random 64-bit words of a record in an epoch.
+
+    Philox 4x64, keyed by seed and record id; the epoch is the second word of its counter.
+    """
+    own = _philox
+    own.key[0], own.key[1], own.counter[1] = seed, record_id, epoch
+    own.philox.state = own.state
+    first, second = own.philox.random_raw(2).tolist()
+    return first, second
+
+
+class _ThreadPhilox(threading.local):
+    """One generator a thread: a new one for each record would take six times as long."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(key=0)
+        # As uint64 from the start: NumPy takes a list that passes 2^63 for inexact floats.
+        self.key, self.counter = np.zeros(2, np.uint64), np.zeros(4, np.uint64)
+        words = {"key": self.key, "counter": self.counter}
+        self.state: Any = {**self.philox.state, "state": words}
+
+
+_philox = _ThreadPhilox()
 
 
 def hold_out(sources: Sequence[SourceEntry], share: float, seed: int) -> tuple[SourceEntry, ...]:

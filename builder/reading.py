@@ -196,13 +196,11 @@ class RecordReader:
         batch = self.decode(rows)
         n, size = len(batch["fg_bg"]), self.pinned.recipe.size
         pixel_values = np.empty((n, 3, size, size), dtype=np.float32)
-        planes = np.empty((3, size, size), dtype=np.uint8)
         shift = (255 * self.mean).astype(np.float32)[:, None, None]
         factor = (1 / (255 * self.std)).astype(np.float32)[:, None, None]
         # NumPy, picture by picture: it stays in the cache, and takes no cores from other workers.
         for pixels, values in zip(batch["fg_bg"], pixel_values, strict=True):
-            planes[...] = pixels.transpose(2, 0, 1)
-            values[...] = planes
+            values[...] = pixels.transpose(2, 0, 1)
             values -= shift
             values *= factor
         tensors = {"pixel_values": pixel_values, "mask": batch["mask"][:, None].astype(np.float32)}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from builder.composition import Cutout, Pixels, cut_out, paste, pixel_hash
-from builder.plan import Ids, Plan
+from builder.plan import Plan
 from builder.sources import SourceBank
 
 if TYPE_CHECKING:
@@ -35,7 +35,21 @@ class Record:
     flipped: bool
     bbox: tuple[int, int, int, int]
     coverage: float
-    pixel_hash: str
+
+    @property
+    def pixel_hash(self) -> str:
+        """XXH3-128 (hex) of the pixels."""
+        return pixel_hash(self.fg_bg, self.mask)
+
+    def described(self) -> dict[str, Any]:
+        """Return what a row says of a record beside its id, pictures and hash."""
+        return {
+            "background_id": self.background_id,
+            "foreground_id": self.foreground_id,
+            "flipped": self.flipped,
+            "bbox": list(self.bbox),
+            "coverage": float(np.float32(self.coverage)),
+        }
 
 
 class Renderer:
@@ -54,15 +68,15 @@ class Renderer:
     def _cut_out(self, foreground: int, flipped: bool) -> Cutout:
         return cut_out(self._bank.foreground(foreground), flipped)
 
-    def compose(self, record_id: int) -> Record:
-        """Make one record without depth.
+    def compose(self, record_id: int, epoch: int = 0) -> Record:
+        """Make one record without depth, placed as in the stored set or, in epoch 1, 2, ..., anew.
 
         Raises:
             IndexError: there is no such record.
         """
         plan = self._plan
         what = plan.combination(record_id)
-        left, top = plan.placement(record_id, what.foreground)
+        left, top = plan.placement(record_id, what.foreground, epoch)
         composite = paste(
             self._bank.background(what.background),
             self._cutout(what.foreground, what.flipped),
@@ -79,29 +93,33 @@ class Renderer:
             flipped=what.flipped,
             bbox=composite.bbox,
             coverage=composite.coverage,
-            pixel_hash=pixel_hash(composite.fg_bg, composite.mask),
         )
 
-    def records(self, split: str, start: int, stop: int) -> Iterator[Record]:
+    def composites(self, split: str, start: int, stop: int, epoch: int = 0) -> Iterator[Record]:
+        """Make the records at positions [start, stop) of a split, in order, without depth."""
+        for record_id in self._plan.splits[split].record_ids(start, stop).tolist():
+            yield self.compose(record_id, epoch)
+
+    def records(self, split: str, start: int, stop: int, epoch: int = 0) -> Iterator[Record]:
         """Make the records at positions [start, stop) of a split, in order.
 
         The next batch is composed in a thread while the model works on this one.
         """
-        ids = self._plan.splits[split].record_ids(start, stop)
         if self._estimator is None:
-            yield from map(self.compose, ids.tolist())
+            yield from self.composites(split, start, stop, epoch)
             return
         size = self._estimator.batch_size
-        batches = [ids[i : i + size] for i in range(0, len(ids), size)]
+        batches = [(at, min(at + size, stop)) for at in range(start, stop, size)]
         with ThreadPoolExecutor(1, thread_name_prefix="compose") as pool:
-            following = pool.submit(self._compose_batch, batches[0])
+
+            def compose(start: int, stop: int) -> Future[list[Record]]:
+                return pool.submit(lambda: list(self.composites(split, start, stop, epoch)))
+
+            following = compose(*batches[0])
             for number in range(len(batches)):
                 batch = following.result()
                 if number + 1 < len(batches):
-                    following = pool.submit(self._compose_batch, batches[number + 1])
+                    following = compose(*batches[number + 1])
                 depths = self._estimator(np.stack([record.fg_bg for record in batch]))
                 for record, depth in zip(batch, depths, strict=True):
                     yield replace(record, depth=depth)
-
-    def _compose_batch(self, ids: Ids) -> list[Record]:
-        return [self.compose(record_id) for record_id in ids.tolist()]

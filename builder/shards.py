@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from builder.encoding import DepthCodec, decode_image, encode_image, encode_mask
 from builder.recipe import PinnedRecipe, SourceEntry
 from builder.render import Record
@@ -65,11 +63,7 @@ class Encoder:
         return {
             "record_id": record.record_id,
             **{column: {"bytes": data, "path": None} for column, data in images.items()},
-            "background_id": record.background_id,
-            "foreground_id": record.foreground_id,
-            "flipped": record.flipped,
-            "bbox": list(record.bbox),
-            "coverage": float(np.float32(record.coverage)),
+            **record.described(),
             "pixel_hash": record.pixel_hash,
         }
 

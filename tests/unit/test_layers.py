@@ -30,6 +30,7 @@ ROOMS = (
     "shards",
     "work",
     "reading",
+    "streaming",
     "engine",
     "ray_engine",
     "card",

@@ -1,0 +1,287 @@
+"""Records made on the fly: epochs, exact resume, nodes and workers, the fast stream of arrays."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader
+
+from builder.composition import pixel_hash
+from builder.engine import BuildOptions
+from builder.plan import random_words
+from builder.streaming import units_of
+from fgbg_dataset import FgbgDataset
+
+RECIPE: dict[str, Any] = {
+    "placements": 8,
+    "size": 48,
+    "foreground_size": 24,
+    "depth_model": "none",
+    "shard_records": 50,
+    "holdout": 0.3,
+}
+N_TRAIN = 144  # 3 foregrounds x 3 backgrounds x 2 flips x 8 places: 5 units of at most 32
+
+
+@pytest.fixture
+def builder(sources, tmp_path):
+    return FgbgDataset(*sources, **RECIPE, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def stream(builder):
+    return builder.as_streaming_dataset("train", with_depth=False)
+
+
+def ids(rows: Iterable[dict[str, Any]]) -> list[int]:
+    return [row["record_id"] for row in rows]
+
+
+def places(rows: Iterable[dict[str, Any]]) -> dict[int, tuple[int, ...]]:
+    return {row["record_id"]: tuple(row["bbox"]) for row in rows}
+
+
+def loaded(stream: Any, workers: int) -> list[dict[str, Any]]:
+    return list(itertools.chain(*DataLoader(stream, 16, num_workers=workers, collate_fn=list)))
+
+
+# --- random words -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 + 1, 2**64 - 1])
+def test_words_are_those_of_a_philox_made_for_the_record(seed):
+    for record_id, epoch in itertools.product((0, 1, 2**62 - 1), (0, 1, 2**40)):
+        philox = np.random.Philox(
+            key=np.array([seed, record_id], np.uint64),
+            counter=np.array([0, epoch, 0, 0], np.uint64),
+        )
+        assert random_words(seed, record_id, epoch) == tuple(philox.random_raw(2).tolist())
+    assert random_words(seed, 5) == random_words(seed, 5, 0) != random_words(seed, 5, 1)
+
+
+# --- the stream of arrays ---------------------------------------------------------------------
+
+
+def test_arrays_are_the_stored_records_before_encoding(builder, stream):
+    builder.download_and_prepare(num_proc=1, options=BuildOptions(progress=False))
+    stored = builder.as_dataset("train")
+    rows = list(stream)
+    assert len(rows) == len(stored) == N_TRAIN
+    for row, kept in zip(rows, stored, strict=True):
+        assert row.keys() == kept.keys() - {"pixel_hash"}
+        assert (row["fg_bg"].shape, row["fg_bg"].dtype) == ((48, 48, 3), np.uint8)
+        assert (row["mask"].shape, row["mask"].dtype) == ((48, 48), np.uint8)
+        assert pixel_hash(row["fg_bg"], row["mask"]) == kept["pixel_hash"]
+        np.testing.assert_array_equal(row["mask"], np.asarray(kept["mask"]))
+        for column in row.keys() - {"fg_bg", "mask"}:
+            assert row[column] == kept[column], column
+
+
+def test_a_dict_of_all_splits_and_no_other_split(builder):
+    streams = builder.as_streaming_dataset(with_depth=False)
+    assert {name: len(list(stream)) for name, stream in streams.items()} == {
+        name: split.n_records for name, split in builder.plan.splits.items()
+    }
+    with pytest.raises(ValueError, match=r"no split 'train\[:5\]'; there are train, unseen_back"):
+        builder.as_streaming_dataset("train[:5]", with_depth=False)
+
+
+def test_the_reader_makes_batches_of_arrays(builder, stream):
+    reader = builder.reader()
+    batch = reader.collate(list(stream.take(3)))
+    assert set(batch) == {"pixel_values", "mask"}
+    row = next(iter(stream))
+    pixels = row["fg_bg"].transpose(2, 0, 1) / 255
+    wanted = (pixels - reader.mean[:, None, None]) / reader.std[:, None, None]
+    np.testing.assert_allclose(batch["pixel_values"][0], wanted, rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(batch["mask"][0, 0] * 255, row["mask"])
+
+
+def test_mean_and_std_before_and_after_the_build(builder, stream):
+    before = builder.reader()
+    pixels = np.stack([row["fg_bg"] for row in stream]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(before.mean, pixels.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(before.std, pixels.std(0), rtol=1e-12)
+    builder.download_and_prepare(num_proc=1, options=BuildOptions(progress=False))
+    decoded = np.stack([row["fg_bg"] for row in builder.as_dataset("train")]).reshape(-1, 3) / 255
+    after = builder.reader()
+    np.testing.assert_allclose(after.mean, decoded.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(after.std, decoded.std(0), rtol=1e-12)
+    assert (before.mean != after.mean).all()  # JPEG
+
+
+# --- epochs -----------------------------------------------------------------------------------
+
+
+def test_an_epoch_places_anew_the_same_combinations(builder, stream):
+    stored = list(stream)
+    stream.set_epoch(3)
+    fresh = list(stream)
+    assert sorted(ids(fresh)) == sorted(ids(stored))
+    assert ids(fresh) != ids(stored)
+    old, new = places(stored), places(fresh)
+    moved = sum(old[record_id] != new[record_id] for record_id in old)
+    assert moved > 0.95 * N_TRAIN
+    for row in fresh[:5]:
+        what = builder.plan.combination(row["record_id"])
+        assert row["foreground_id"] == builder.plan.pinned.foregrounds[what.foreground].id
+        assert row["background_id"] == builder.plan.pinned.backgrounds[what.background].id
+        assert row["flipped"] == what.flipped
+        x, y, width, height = row["bbox"]
+        assert row["mask"][y : y + height, x : x + width].any()
+    assert places(stream) == new  # the same epoch again
+    stream.set_epoch(4)
+    assert places(stream) != new
+    stream.set_epoch(0)
+    assert ids(stream) == ids(stored)
+    assert places(stream) == old
+
+
+def test_encoded_rows_have_epochs_too(builder, stream):
+    encoded = builder.as_streaming_dataset("train")
+    for epoch in (0, 2):
+        encoded.set_epoch(epoch)
+        stream.set_epoch(epoch)
+        assert places(encoded) == places(stream)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_every_worker_count_gives_the_same_records_of_an_epoch(stream, workers, epoch):
+    """Epochs 1 and 2 are numbers of workers too, which `datasets` passes on the same way."""
+    stream.set_epoch(epoch)
+    rows = loaded(stream, workers)
+    assert len(rows) == N_TRAIN
+    assert places(rows) == places(stream)
+
+
+def test_workers_that_stay_see_the_next_epoch(stream):
+    loader = DataLoader(stream, 16, num_workers=2, persistent_workers=True, collate_fn=list)
+    for epoch in (0, 1, 2):
+        stream.set_epoch(epoch)
+        assert places(itertools.chain(*loader)) == places(stream)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_nodes_share_the_records_of_an_epoch(stream, epoch):
+    stream.set_epoch(epoch)
+    wanted = places(stream)
+    for strategy, workers in itertools.product(("auto", "shards"), (0, 2)):
+        nodes = [split_dataset_by_node(stream, r, 2, strategy=strategy) for r in range(2)]
+        for node in nodes:
+            node.set_epoch(epoch)
+        rows = [loaded(node, workers) for node in nodes]
+        assert len(rows[0]) + len(rows[1]) == N_TRAIN
+        assert min(map(len, rows)) >= N_TRAIN // 3
+        assert places(rows[0] + rows[1]) == wanted
+
+
+def test_shuffling_moves_no_foreground_and_keeps_epochs(stream):
+    shuffled = stream.shuffle(seed=5, buffer_size=1)
+    assert ids(shuffled) != ids(stream)
+    assert places(shuffled) == places(stream)
+    for view in (shuffled, stream.map(lambda row: row), stream.skip(0), stream.filter(bool)):
+        for epoch in (1, 0):
+            view.set_epoch(epoch)
+            stream.set_epoch(epoch)
+            assert places(view) == places(stream)
+
+
+def test_one_node_of_a_shard_of_a_worker_of_an_epoch(stream):
+    """All of it at once, with a first draw of workers equal to the epoch."""
+    part = stream.shard(2, 0).shuffle(seed=1, buffer_size=1)
+    node = split_dataset_by_node(part, 0, 2)
+    for epoch in (1, 2):
+        node.set_epoch(epoch)
+        stream.set_epoch(epoch)
+        assert places(loaded(node, 2)).items() <= places(stream).items()
+
+
+# --- resume -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(builder, monkeypatch):
+    """How many records each renderer has composed."""
+    from builder.render import Renderer
+
+    made: list[int] = []
+    compose = Renderer.compose
+
+    def counting(self: Renderer, record_id: int, epoch: int = 0) -> Any:
+        made.append(record_id)
+        return compose(self, record_id, epoch)
+
+    monkeypatch.setattr(Renderer, "compose", counting)
+    return made
+
+
+@pytest.mark.parametrize("with_depth", [False, True])
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_resume_is_exact_and_costs_next_to_nothing(builder, counted, with_depth, epoch, shuffled):
+    # `shuffle` interleaves ten units, and looks one row ahead in each.
+    again = 2 * 10 if shuffled else 0
+
+    def fresh() -> Any:
+        stream = builder.as_streaming_dataset("train", with_depth=with_depth)
+        stream = stream.shuffle(seed=3, buffer_size=1) if shuffled else stream
+        stream.set_epoch(epoch)
+        return stream
+
+    wanted = [(row["record_id"], row["bbox"]) for row in fresh()]
+    got, state = [], None
+    for stop in (1, 32, 50, 96, 143, 1000):  # killed after so many rows, resumed, killed ...
+        stream = fresh()
+        if state is not None:
+            stream.load_state_dict(json.loads(json.dumps(state)))
+        counted.clear()
+        before = len(got)
+        for row in itertools.islice(stream, stop - len(got)):
+            got.append((row["record_id"], row["bbox"]))
+            state = stream.state_dict()
+        assert 0 <= len(counted) - (len(got) - before) <= again
+    assert got == wanted
+
+
+def test_units_cover_a_split_and_stay_few():
+    for n in (1, 31, 32, 33, 1_600_000, 1_600_001, 10**7):
+        units = units_of(n)
+        assert [start for start, _ in units] == [0, *[stop for _, stop in units[:-1]]]
+        assert units[-1][1] == n
+        assert len(units) <= 50_000
+        assert all(stop - start >= 32 for start, stop in units[:-1])
+
+
+def test_what_datasets_tells_its_streams_is_what_we_use():
+    """It shifts by the epoch, unless that is 0, and then in a worker by the worker's number."""
+    from datasets.iterable_dataset import ExamplesIterable, IterableDataset
+
+    calls: list[tuple[str, int]] = []
+
+    class Told(ExamplesIterable):
+        def shift_rngs(self, value):
+            calls.append(("shift", value))
+            return self
+
+        def shuffle_data_sources(self, generator):
+            calls.append(("shuffle", generator.bit_generator.seed_seq.entropy))
+            return self
+
+    told = IterableDataset(Told(lambda units: ((n, {"n": n}) for n in units), {"units": [1, 2]}))
+    assert [row["n"] for row in told] == [1, 2]
+    assert calls == []
+    told.set_epoch(7)
+    assert [row["n"] for row in told] == [1, 2]
+    assert calls == [("shuffle", 7), ("shift", 7)]
+    assert issubclass(datasets.IterableDataset, IterableDataset)
+    state = told.state_dict()
+    assert state["epoch"] == 7
+    assert state["examples_iterable"]["shard_idx"] == 2
