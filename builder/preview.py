@@ -29,7 +29,7 @@ from builder.plan import Plan, SplitPlan
 from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, PinnedRecipe, Recipe
 from builder.schema import record_columns
 from builder.shards import ROW_GROUP_RECORDS, write_bytes, write_text
-from builder.sources import printable
+from builder.untrusted import printable
 from builder.work import SOURCES_FILE, built_format, read_recipe, shard_file
 
 SHEET_FILE = "assets/samples.png"

@@ -41,6 +41,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "DepthQuantity": get_args(DepthQuantity),
 }
 
+MAX_CREDIT_CHARACTERS = 2000  # of an author, a licence or a url
+
 _MAX_RECORDS = 2**62
 _MAX_SIDE = 4096  # px of a record, so of a prepared source too
 _MAX_STORED = 65535  # 16 bits

@@ -11,9 +11,11 @@ import csv
 import hashlib
 import io
 import os
+import re
+import stat
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,7 +28,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 
 from builder.errors import BadSourcesError, FgbgError
-from builder.recipe import Recipe, SourceEntry
+from builder.recipe import MAX_CREDIT_CHARACTERS, Recipe, SourceEntry
+from builder.untrusted import printable, read_text, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 CREDITS_FILE = "credits.csv"
@@ -36,7 +39,17 @@ Kind = Literal["foreground", "background"]
 Pixels = npt.NDArray[np.uint8]
 
 _MAX_PIXELS = 178_956_970  # Pillow's own limit: 0.7 GB as RGBA
+# Pictures above this (134 MB as RGBA) are decoded one at a time, and not from a file that is all
+# but empty: WebP holds 169 million equal pixels in 34 bytes, and takes 2.7 GB to decode them.
+_LARGE_PIXELS = 2**25
+_MAX_PIXELS_PER_BYTE = 1000
+_BAND_ROWS = 256  # large pictures are changed a band at a time, so that no second one is needed
+_MAX_FILE_BYTES = 2 * 2**30  # more than any picture of that many pixels has
+# An encoder makes about ten; each takes time for the whole picture, and may be 30 bytes.
+_MAX_JPEG_SCANS = 100
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _MAX_CREDITS_BYTES = 16 * 2**20
+_MAX_CREDIT_PROBLEMS = 20
 _HASH_BLOCK = 2**20
 
 _NEEDS_ALPHA = (
@@ -48,6 +61,10 @@ _NEEDS_ALPHA = (
 
 class _BadImage(Exception):
     """Why one file can not be used; told together with all others as BadSourcesError."""
+
+
+class _LargeImage(_BadImage):
+    """Not bad yet: a picture that is to be decoded while no other is."""
 
 
 @dataclass(frozen=True)
@@ -90,29 +107,51 @@ def demo_folders() -> tuple[Path, Path]:
 def scan(folder: Path) -> list[SourceFile]:
     """List and hash the files of a source folder and its subfolders, in path order.
 
-    Hidden files and `credits.csv` are left out. Files are told apart by content only. The
-    sha256 of a file that can not be read is empty.
+    Hidden files and `credits.csv` are left out, links to folders are not followed. Files are told
+    apart by content only. The sha256 of what is not to be read, or can not be, is empty.
 
     Raises:
         FgbgError: the folder is missing or holds no file.
     """
     if not folder.is_dir():
         raise FgbgError(f"{folder} is not a folder; give the folder that holds the images.")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if (path.is_file() or (path.is_symlink() and not path.exists()))
-        and path.name != CREDITS_FILE
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    paths = sorted(path for path in _entries(folder) if path.name != CREDITS_FILE)
     if not paths:
         raise FgbgError(f"{folder} holds no image; put the images into it.")
+    root = folder.resolve()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = pool.map(_sha256_or_empty, paths)
+        hashes = pool.map(lambda path: _sha256_or_empty(path, root), paths)
         return [
             SourceFile(path, path.relative_to(folder).as_posix(), sha256)
             for path, sha256 in zip(paths, hashes, strict=True)
         ]
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Everything below a folder that is not hidden and not a folder, and folders shut to us."""
+    shut: list[Path] = []
+    for where, folders, files in os.walk(folder, onerror=lambda e: shut.append(Path(e.filename))):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if Path(where, name).is_symlink()]
+        yield from (Path(where, n) for n in files + links if not n.startswith("."))
+    yield from (path for path in shut if path != folder)
+
+
+def _unread(path: Path, root: Path) -> str | None:
+    """Say why a file must not be read at all, before it is opened; `root` is the real folder."""
+    try:
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            return "is a link that leads out of the folder; copy the file instead"
+        status = path.stat()
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle
+        return "can not be read; check that it is there and that you may read it"
+    if stat.S_ISDIR(status.st_mode) and path.is_symlink():
+        return "is a link to a folder; copy the folder instead"
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        return "is no regular file but a pipe, socket or device; remove it"
+    if status.st_size > _MAX_FILE_BYTES:
+        return f"has {status.st_size:,} bytes; too large to be an image"
+    return None
 
 
 def sha256_file(path: Path) -> str:
@@ -124,9 +163,9 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sha256_or_empty(path: Path) -> str:
+def _sha256_or_empty(path: Path, root: Path) -> str:
     try:
-        return sha256_file(path)
+        return "" if _unread(path, root) else sha256_file(path)
     except OSError:
         return ""  # unreadable: said with the others when it is decoded
 
@@ -159,14 +198,16 @@ def prepare(
     files = scan(folder)
     credits, problems = _read_credits(folder, {f.file for f in files})
 
-    def one(file: SourceFile) -> Source | _BadImage:
+    def one(file: SourceFile, alone: bool = False) -> Source | _BadImage:
+        result: Source | _BadImage
         try:
-            return _prepare_file(folder, file, kind, recipe, known or {})
+            result = _prepare_file(folder, file, kind, recipe, known or {}, alone)
         except _BadImage as error:
-            return error
-        finally:
-            if progress:
-                progress(1)
+            # Not itself: its traceback keeps the decoded picture.
+            result = type(error)(str(error))
+        if progress and not isinstance(result, _LargeImage):
+            progress(1)
+        return result
 
     # At most four decoded pictures at a time, so memory does not grow with the cores.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
@@ -174,6 +215,11 @@ def prepare(
         # starts at half of the limit that is enforced. Set here: filters are not per thread.
         warnings.simplefilter("ignore")
         results = list(pool.map(one, files))
+        # In one thread, or the C library would keep memory for each that had a large one.
+        results = [
+            one(file, alone=True) if isinstance(result, _LargeImage) else result
+            for file, result in zip(files, results, strict=True)
+        ]
     # Told of pictures alone: a caption beside its picture has the same name and is bad anyway.
     pictures = [f for f, r in zip(files, results, strict=True) if isinstance(r, Source)]
     clashes = _clashes(folder, pictures)
@@ -193,11 +239,6 @@ def prepare(
         raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
     sources.sort(key=lambda source: source.entry.id)
     return PreparedFolder(tuple(sources), tuple(problems), _duplicates(sources))
-
-
-def printable(name: str) -> str:
-    """Return a file name with control and undecodable characters escaped, for one line of text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _label(folder: Path, file: SourceFile) -> str:
@@ -236,50 +277,72 @@ def _read_credits(
 ) -> tuple[dict[str, tuple[str, str, str]], list[tuple[str, str]]]:
     """Read `credits.csv`: file -> (author, licence, url); and what is wrong with it."""
     path, name = folder / CREDITS_FILE, _inside(folder, CREDITS_FILE)
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return {}, []
+    if reason := _unread(path, folder.resolve()):
+        return {}, [(name, reason)]
     try:
-        if path.stat().st_size > _MAX_CREDITS_BYTES:
-            return {}, [(name, "is larger than 16 MiB")]
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_text(path, _MAX_CREDITS_BYTES).removeprefix("\ufeff")
+        return _parse_credits(name, csv.reader(io.StringIO(text), strict=True), files)
+    except (OSError, ValueError, csv.Error) as error:
         return {}, [(name, f"can not be read as CSV in UTF-8 ({error})")]
-    header = (
-        [cell.strip().lower().replace("license", "licence") for cell in rows[0]] if rows else []
-    )
+
+
+def _parse_credits(
+    name: str, rows: Iterator[list[str]], files: set[str]
+) -> tuple[dict[str, tuple[str, str, str]], list[tuple[str, str]]]:
+    header = [cell.strip().lower().replace("license", "licence") for cell in next(rows, [])]
     missing = [column for column in CREDIT_COLUMNS if column not in header]
     if missing:
         reason = f"has no column {', '.join(missing)}; its first line must name all of "
         return {}, [(name, reason + ", ".join(CREDIT_COLUMNS))]
     credits: dict[str, tuple[str, str, str]] = {}
-    problems = []
-    for line, row in enumerate(rows[1:], start=2):
+    problems: list[tuple[str, str]] = []
+    more = 0
+    for line, row in enumerate(rows, start=2):
         if not any(cell.strip() for cell in row):
             continue
         cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
         file = cells.get("file", "")
+        credit = cells.get("author", ""), cells.get("licence", ""), cells.get("url", "")
+        reason = ""
         if len(row) != len(header):
-            problems.append((name, f"line {line} has {len(row)} cells, not {len(header)}"))
+            reason = f"has {len(row)} cells, not {len(header)}"
         elif file not in files:
-            problems.append((name, f"line {line} names {printable(file)!r}, which is not there"))
+            reason = f"names {shown(file)}, which is not there"
         elif file in credits:
-            problems.append((name, f"line {line} names {printable(file)!r} a second time"))
+            reason = f"names {shown(file)} a second time"
+        elif max(map(len, credit)) > MAX_CREDIT_CHARACTERS:
+            reason = f"has a cell of more than {MAX_CREDIT_CHARACTERS} characters"
+        elif not all(printable(cell) == cell for cell in " ".join(credit).split()):
+            reason = "holds control characters"
+        if not reason:
+            credits[file] = credit
+        elif len(problems) < _MAX_CREDIT_PROBLEMS:
+            problems.append((name, f"line {line} {reason}"))
         else:
-            credits[file] = cells["author"], cells["licence"], cells["url"]
+            more += 1
+    if more:
+        problems.append((name, f"and {more} more lines of it are wrong"))
     return credits, problems
 
 
 def _prepare_file(
-    folder: Path, file: SourceFile, kind: Kind, recipe: Recipe, known: dict[str, Source]
+    folder: Path,
+    file: SourceFile,
+    kind: Kind,
+    recipe: Recipe,
+    known: dict[str, Source],
+    alone: bool,
 ) -> Source:
+    if reason := _unread(file.path, folder.resolve()):
+        raise _BadImage(reason)
     if not file.sha256:
         raise _BadImage("can not be read; check that it is there and that you may read it")
-    if not file.path.resolve().is_relative_to(folder.resolve()):
-        raise _BadImage("is a link that leads out of the folder; copy the file instead")
     name = printable(file.file)
     if (old := known.get(name)) and old.entry.sha256 == file.sha256:
         return old
-    image = _decode(file.path)
+    image = _decode(file.path, alone)
     source_width, source_height = image.size
     if kind == "foreground":
         prepared = _foreground(image, recipe.foreground_size)
@@ -299,14 +362,15 @@ def _prepare_file(
     return Source(entry, buffer.getvalue())
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, alone: bool) -> Image.Image:
     """Return the image as RGB or RGBA, upright.
 
     Raises:
         _BadImage: it can not be used; the text says why.
+        _LargeImage: it is large, and this is not the only one decoded now.
     """
     try:
-        if path.stat().st_size == 0:
+        if not (size_bytes := path.stat().st_size):
             raise _BadImage("is empty (0 bytes)")
         with Image.open(path, formats=FORMATS) as image:
             # MPO is how phones store a JPEG with a preview behind it; its first frame is it.
@@ -317,8 +381,17 @@ def _decode(path: Path) -> Image.Image:
                 raise _BadImage(f"is {image.width}x{image.height} px; too small to use")
             if image.width * image.height > _MAX_PIXELS:
                 raise _BadImage(f"is {image.width}x{image.height} px; too large to be safe")
+            if image.width * image.height > _LARGE_PIXELS:
+                if image.width * image.height > _MAX_PIXELS_PER_BYTE * size_bytes:
+                    extent = f"{image.width}x{image.height} px in {size_bytes} bytes"
+                    raise _BadImage(f"is {extent}; no photograph is that empty")
+                if not alone:
+                    raise _LargeImage
+            if image.format in ("JPEG", "MPO") and _jpeg_scans(path) > _MAX_JPEG_SCANS:
+                raise _BadImage(f"has more than {_MAX_JPEG_SCANS} scans; save it again as JPEG")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except _BadImage:
         raise
     except Image.DecompressionBombError:
@@ -328,22 +401,46 @@ def _decode(path: Path) -> Image.Image:
     except MemoryError:
         raise _BadImage("needs more memory to decode than there is") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        raise _BadImage(f"is damaged or cut short ({type(error).__name__}: {error})") from None
+        why = printable(f"{type(error).__name__}: {error}")
+        raise _BadImage(f"is damaged or cut short ({why[:200]})") from None
+
+
+def _jpeg_scans(path: Path) -> int:
+    """Count the scans of a JPEG's first picture, up to one more than are allowed."""
+    data, at, scans = path.read_bytes(), 2, 0
+    while scans <= _MAX_JPEG_SCANS and (found := _JPEG_MARKER.search(data, at)):
+        marker, at = found[0][1], found.end()
+        if marker == 0xD9:  # end of image
+            break
+        scans += marker == 0xDA
+        if marker not in (0x01, 0xD8):  # these two stand alone
+            at += int.from_bytes(data[at : at + 2])
+    return scans
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    for top in range(0, image.height, _BAND_ROWS):
+        yield 0, top, image.width, min(top + _BAND_ROWS, image.height)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise _BadImage("has 32-bit values; save it with 8 or 16 bits per channel")
-        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-        if isinstance(transparent := image.info.get("transparency"), int):
-            grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-            return grey.convert("RGBA")
-        return grey.convert("RGB")
+        transparent = image.info.get("transparency")
+        grey = Image.new("LA" if isinstance(transparent, int) else "L", image.size)
+        for band in _bands(image):
+            values = np.asarray(image.crop(band)).astype(np.int64)
+            if values.min() < 0 or values.max() > 65535:
+                raise _BadImage("has 32-bit values; save it with 8 or 16 bits per channel")
+            part = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+            if grey.mode == "LA":
+                alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+                part.putalpha(Image.fromarray(alpha))
+            grey.paste(part, band)
+        return grey.convert("RGBA" if grey.mode == "LA" else "RGB")
     if image.mode == "F":
         raise _BadImage("has floating-point values; save it with 8 or 16 bits per channel")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
 def _foreground(image: Image.Image, longer_side: int) -> Image.Image:
@@ -370,8 +467,12 @@ def _foreground(image: Image.Image, longer_side: int) -> Image.Image:
 
 def _background(image: Image.Image, recipe: Recipe) -> Image.Image:
     if image.mode == "RGBA":  # what lies behind a transparent background is taken as white
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image).convert("RGB")
+        flat = Image.new("RGB", image.size)
+        for band in _bands(image):
+            part = image.crop(band)
+            white = Image.new("RGBA", part.size, "white")
+            flat.paste(Image.alpha_composite(white, part).convert("RGB"), band)
+        image = flat
     size = (recipe.size, recipe.size)
     if recipe.background_fit == "stretch":
         return image.resize(size, Resampling.LANCZOS)
