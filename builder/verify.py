@@ -44,8 +44,9 @@ from builder.recipe import PinnedRecipe, Recipe, SourceEntry
 from builder.record_check import RecordCheck
 from builder.render import Renderer
 from builder.schema import SOURCE_COLUMNS, record_columns
-from builder.sources import Source, SourceBank, printable, sha256_file, uncredited
+from builder.sources import Source, SourceBank, sha256_file, uncredited
 from builder.stats import Statistics
+from builder.untrusted import printable
 from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
