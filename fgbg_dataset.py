@@ -20,8 +20,9 @@ from typing import Any
 
 import datasets
 
+from builder import engine, ray_engine
 from builder.card import write_card
-from builder.engine import BuildOptions, build_shards, load_estimator
+from builder.engine import BuildOptions, Engine, EngineName, build_shards, load_estimator
 from builder.errors import RecipeError
 from builder.plan import TRAIN, Plan
 from builder.preview import write_preview
@@ -46,6 +47,11 @@ from builder.work import (
 
 # Composites that stand for a set not yet built, when a reader needs its mean and std.
 _SAMPLED_RECORDS = 2048
+
+_ENGINES: dict[EngineName, Engine] = {
+    "local": engine.map_shards,
+    "ray": ray_engine.map_shards,
+}
 
 
 @dataclass
@@ -169,7 +175,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         Args:
             output_dir: where it will be, whole or not at all; the `datasets` cache by default.
             file_format: `parquet` is what gets published, `arrow` what `as_dataset` maps fastest.
-            num_proc: worker processes; by default one a core, or one for a GPU.
+            num_proc: worker processes; by default one a core, or one for a GPU; on Ray as many
+                as the cluster has room for.
             options: how it runs (device, batch size, progress); changes no record.
             **kwargs: further arguments of `DatasetBuilder.download_and_prepare`.
 
@@ -208,7 +215,9 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
     ) -> None:
         if kwargs:
             raise RecipeError(f"{', '.join(kwargs)} is not used here; see shard_records.")
-        self._commits = build_shards(self.project, self._work, file_format, num_proc, options)
+        self._commits = build_shards(
+            self.project, self._work, file_format, num_proc, options, _ENGINES[options.engine]
+        )
         super()._download_and_prepare(dl_manager, verification_mode, file_format=file_format)
         folder = Path(self._output_dir)
         write_metadata(folder, self.project, self._commits, file_format)

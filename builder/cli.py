@@ -104,6 +104,29 @@ def _run_options(command: Command) -> Command:
     return command
 
 
+def _engine_options(command: Command) -> Command:
+    """Add the options that say where workers run; none of them changes a record."""
+    for option in (
+        click.option(
+            "--num-gpus-per-worker",
+            type=click.FloatRange(0),
+            help="GPUs of a Ray worker, may be a fraction  [default: 1 where there are GPUs]",
+        ),
+        click.option(
+            "--address",
+            help="Ray cluster, auto or HOST:PORT  [default: RAY_ADDRESS, or one of this machine]",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            help="what runs the workers: this machine, or a Ray cluster  [default: local]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _chosen_recipe(
     ctx: click.Context, recipe_file: Path | None, values: dict[str, Any]
 ) -> tuple[Recipe, Any]:
@@ -145,6 +168,7 @@ def main() -> None:
 @click.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS OUT")
 @_recipe_options
 @_run_options
+@_engine_options
 @click.option("--license", "license_", help="licence of the set for its card, such as cc-by-4.0")
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
 @click.pass_context
@@ -162,6 +186,9 @@ def build(
     as_json: bool,
     license_: str | None,
     quiet: bool,
+    engine: Any,
+    address: str | None,
+    num_gpus_per_worker: float | None,
     **values: Any,
 ) -> None:
     """Build a set from two folders of images into the folder OUT.
@@ -189,6 +216,9 @@ def build(
         batch_size=batch_size,
         progress=not quiet,
         license=license_,
+        engine=engine,
+        address=address,
+        num_gpus_per_worker=num_gpus_per_worker,
         resume=shlex.join(["fgbg", *sys.argv[1:]]),
     )
     dataset.download_and_prepare(out, file_format="parquet", num_proc=workers, options=options)

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -27,11 +27,14 @@ from builder.shards import Commit, FileFormat, is_done, read_commit, read_source
 from builder.sources import SourceBank
 from builder.work import Project, WorkFolder, read_recipe
 
-_MAX_DEATHS = 3
+MAX_DEATHS = 3
 _POLL_SECONDS = 0.2
 
 # A write that fails for one of these fails for every shard: stop at once and say so.
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+EngineName = Literal["local", "ray"]
+ENGINES: tuple[EngineName, ...] = ("local", "ray")
 
 Task = tuple[str, int]  # split, shard
 Progress = Callable[[int], object]
@@ -44,7 +47,9 @@ class BuildOptions:
     None of it changes a record, but for the rounding of depth by `device`, `backend` and
     `batch_size`, inside what the recipe's precision leaves open. `batch_size` None is 2 on a
     processor and 32 on a GPU. `license` is the Hub's identifier of the terms the set is given out
-    under, for its card. `resume` is the command told to a user when a build fails.
+    under, for its card. `engine` is what runs the workers: processes of this machine, or a Ray
+    cluster, at `address` or of this machine alone; `num_gpus_per_worker` None is 1 where there
+    are GPUs and a depth model. `resume` is the command told to a user when a build fails.
     """
 
     device: Device = "auto"
@@ -52,6 +57,9 @@ class BuildOptions:
     batch_size: int | None = None
     progress: bool = True
     license: str | None = None
+    engine: EngineName = "local"
+    address: str | None = None
+    num_gpus_per_worker: float | None = None
     resume: str = "call download_and_prepare again with the same arguments"
 
 
@@ -63,6 +71,10 @@ class Job:
     file_format: FileFormat
     model: DepthModel | None
     options: BuildOptions
+
+
+# Makes shards; yields each with None, or with the cause of its failure.
+Engine = Callable[[Job, list[Task], "int | None", Progress], Iterator[tuple[Task, "str | None"]]]
 
 
 def load_estimator(
@@ -112,11 +124,13 @@ def build_shards(
     file_format: FileFormat,
     workers: int | None,
     options: BuildOptions,
+    engine: Engine,
 ) -> dict[str, Commit]:
     """Make every shard that is not done yet.
 
     Args:
-        workers: processes; 1 works in this process, None is one a core, or one for a GPU.
+        workers: as for the engine.
+        engine: makes the shards.
 
     Returns:
         The commit records of all shards by name.
@@ -136,7 +150,6 @@ def build_shards(
     ]
     ranges = [plan.splits[split].shard_range(shard) for split, shard in pending]
     left = sum(stop - start for start, stop in ranges)
-    workers = max(1, min(workers or default_workers(project, options.device), len(pending)))
     job = Job(work.out, file_format, project.model, options)
     failed: dict[str, str] = {}
     with tqdm(
@@ -146,7 +159,7 @@ def build_shards(
         desc="records",
         disable=None if options.progress else True,
     ) as bar:
-        for (split, shard), cause in map_shards(job, pending, workers, bar.update):
+        for (split, shard), cause in engine(job, pending, workers, bar.update):
             if cause is not None:
                 failed[plan.splits[split].shard_name(shard)] = cause
     names = [s.shard_name(i) for s in plan.splits.values() for i in range(s.n_shards)]
@@ -157,27 +170,31 @@ def build_shards(
     return commits
 
 
-def default_workers(project: Project, device: Device) -> int:
+def default_workers(model: DepthModel | None, device: Device) -> int:
     """Return how many processes a build uses by itself: one a core, or one for a GPU."""
-    if project.model and pick_device(device) != "cpu":
+    if model and pick_device(device) != "cpu":
         return 1
     return os.cpu_count() or 1
 
 
 def map_shards(
-    job: Job, tasks: list[Task], workers: int, progress: Progress
+    job: Job, tasks: list[Task], workers: int | None, progress: Progress
 ) -> Iterator[tuple[Task, str | None]]:
-    """Make shards; yield each with None, or with the cause of its failure.
+    """Make shards here; yield each with None, or with the cause of its failure.
+
+    Args:
+        workers: processes; 1 works in this process, None is one a core, or one for a GPU.
 
     Raises:
         FgbgError: what no shard can be made without is missing or broken.
     """
     if not tasks:
         return
+    workers = min(workers or default_workers(job.model, job.options.device), len(tasks))
     if workers == 1:
         yield from _map_here(job, tasks, progress)
     else:
-        yield from _Pool(job, min(workers, len(tasks)), progress).run(tasks)
+        yield from _Pool(job, workers, progress).run(tasks)
 
 
 def _map_here(job: Job, tasks: list[Task], progress: Progress) -> Iterator[tuple[Task, str | None]]:
@@ -186,12 +203,12 @@ def _map_here(job: Job, tasks: list[Task], progress: Progress) -> Iterator[tuple
         try:
             worker.make(task, progress)
         except Exception as error:  # noqa: BLE001 - one bad shard must not end the others
-            yield task, _cause(error, job)
+            yield task, cause_of(error, job)
         else:
             yield task, None
 
 
-def _cause(error: BaseException, job: Job) -> str:
+def cause_of(error: BaseException, job: Job) -> str:
     """Return why a shard failed; raise when every other one would fail too."""
     if isinstance(error, FgbgError):
         raise error
@@ -244,7 +261,7 @@ class _Pool:
                     if isinstance(error, BrokenProcessPool):
                         yield from self._bury([task, *running.values()], waiting)
                         return
-                    yield task, _cause(error, self._job) if error else None
+                    yield task, cause_of(error, self._job) if error else None
         except BaseException:
             # Or leaving would wait until the shards under way are finished.
             for process in set(multiprocessing.active_children()) - others:
@@ -256,10 +273,10 @@ class _Pool:
     def _bury(self, tasks: list[Task], waiting: deque[Task]) -> Iterator[tuple[Task, str | None]]:
         for task in tasks:
             self._deaths[task] += 1
-            if self._deaths[task] < _MAX_DEATHS:
+            if self._deaths[task] < MAX_DEATHS:
                 waiting.append(task)
             else:
-                yield task, f"its process died {_MAX_DEATHS} times (killed, or out of memory)"
+                yield task, f"its process died {MAX_DEATHS} times (killed, or out of memory)"
 
     def _tell(self) -> None:
         records = self._records.value

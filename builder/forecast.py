@@ -43,7 +43,7 @@ def forecast(
     """
     options = options or BuildOptions()
     plan = Plan(project.pinned)
-    workers = workers or default_workers(project, options.device)
+    workers = workers or default_workers(project.model, options.device)
     workers = min(workers, plan.n_shards)
     estimator = load_estimator(project.model, project.pinned.recipe, options)
     seconds, column_bytes = _probe(project, plan, estimator)
