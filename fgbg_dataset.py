@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ import datasets
 from builder import engine, ray_engine
 from builder.card import write_card
 from builder.engine import BuildOptions, Engine, EngineName, build_shards, load_estimator
-from builder.errors import RecipeError
+from builder.errors import PublishError, RecipeError
 from builder.plan import TRAIN, Plan
 from builder.preview import write_preview
+from builder.publish import publish
 from builder.reading import RecordReader
 from builder.recipe import Recipe
 from builder.render import Renderer
@@ -71,6 +72,61 @@ class FgbgConfig(datasets.BuilderConfig):
         content = [[(file.file, file.sha256) for file in scan(Path(f))] for f in folders]
         digest = datasets.fingerprint.Hasher.hash([self.recipe.to_dict(), self.skip_bad, content])
         return f"{self.name}-{digest}"
+
+
+class FgbgDatasetDict(datasets.DatasetDict):
+    """All splits of a built set; `push_to_hub` publishes the whole set, see `builder.publish`."""
+
+    def __init__(self, splits: Mapping[str, datasets.Dataset], out: str) -> None:
+        super().__init__(splits)
+        self._out, self._built = out, self._fingerprints()
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: split._fingerprint for name, split in self.items()}
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        config_name: str | None = None,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Publish the set with its card, recipe, sources and statistics, in one commit.
+
+        Splits that have been changed are no longer what recipe and statistics tell of; they are
+        pushed as `datasets` pushes any others.
+
+        Args:
+            config_name: name of the records' config; `default` unless the card says another.
+            **kwargs: further arguments of `DatasetDict.push_to_hub`, for changed splits alone.
+
+        Returns:
+            A `Publication`, with `oid`, `commit_url` and `pr_url`.
+
+        Raises:
+            PublishError: the licence, the name or the repository forbids it.
+            PublishFailedError: the Hub could not be reached or kept refusing.
+        """
+        options: dict[str, Any] = {
+            "commit_message": commit_message,
+            "private": private,
+            "token": token,
+            "revision": revision,
+            "create_pr": create_pr,
+        }
+        if self._fingerprints() != self._built:
+            name = config_name or "default"
+            return super().push_to_hub(repo_id, name, **options, **kwargs)
+        if kwargs:
+            raise PublishError(
+                f"{', '.join(kwargs)} is not used here: the files of the set are sent as they are."
+            )
+        return publish(self._out, repo_id, config=config_name, **options)
 
 
 class FgbgDataset(datasets.GeneratorBasedBuilder):
@@ -240,7 +296,13 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             info.shard_lengths = [commit.rows for commit in commits]
 
     def as_dataset(self, split: Any = None, in_memory: bool = False) -> Any:
-        """Return the built set, or some of its splits, as a `Dataset` or `DatasetDict`."""
+        """Return the built set as `FgbgDatasetDict`, or a split or part of one as `Dataset`."""
+        found = self._as_dataset_or_dict(split, in_memory)
+        if isinstance(found, datasets.DatasetDict):
+            return FgbgDatasetDict(found, self._output_dir)
+        return found
+
+    def _as_dataset_or_dict(self, split: Any, in_memory: bool) -> Any:
         if self._file_format != "parquet":
             return super().as_dataset(split, in_memory=in_memory)
         files = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from builder.errors import CardError
 from builder.plan import Plan
 from builder.recipe import DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, SourceEntry, meaning
 from builder.schema import SOURCE_COLUMNS, Column, features, record_columns
@@ -18,6 +19,7 @@ from builder.shards import read_sources, write_text
 from builder.sources import licence_counts, uncredited
 from builder.stats import Statistics, Summary, Tally
 from builder.work import (
+    ARROW_PREFIX,
     CARD_FILE,
     SOURCES_FILE,
     STATISTICS_FILE,
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).parents[1] / "dataset_card.md"
 _MAX_CREDITS = 200
 
+RECORDS_CONFIG = "default"
+_FOLDERS = ("foregrounds/", "backgrounds/", "preview/")
+_DATA_FILES = ("data/", ARROW_PREFIX)
+
 # Keys of the card's YAML that a build decides; all others a person may set and keeps.
 _OWNED = ("annotations_creators", "configs", "dataset_info", "size_categories", "task_categories")
 
@@ -47,42 +53,162 @@ def write_card(out: Path, *, license: str | None = None, title: str | None = Non
 
     Raises:
         NotABuildError: `out` is not a finished build.
+        CardError: the metadata of the card there is no YAML.
     """
     path = out / CARD_FILE
     write_text(path, card_text(out, license=license, title=title))
     return path
 
 
-def card_text(out: Path, *, license: str | None = None, title: str | None = None) -> str:
-    """Return what `write_card` would write now; of an untouched card, the card itself."""
+def card_text(
+    out: Path,
+    *,
+    old: str | None = None,
+    license: str | None = None,
+    title: str | None = None,
+    location: str | None = None,
+    config: str | None = None,
+) -> str:
+    """Return the card of a finished build: of an untouched card that fits it, the card itself.
+
+    Of the old card everything is kept that a build does not decide: other keys of its YAML, other
+    configs, and all text outside of the marked blocks.
+
+    Args:
+        old: the card so far; None takes README.md of `out`, if there is one.
+        license: as for `write_card`.
+        title: as for `write_card`.
+        location: what `load_dataset` is given; None keeps what the card says, or takes the title.
+        config: name of the records' config; None keeps what the card says, or takes `default`.
+
+    Raises:
+        NotABuildError: `out` is not a finished build.
+        CardError: the metadata of the old card is no YAML.
+    """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    pinned, path = read_recipe(out), out / CARD_FILE
+    pinned, path = read_recipe(out).public(), out / CARD_FILE
     content = json.loads((out / STATISTICS_FILE).read_text(encoding="utf-8"))
-    kept: dict[str, Any] = {}
-    if path.is_file():
-        old = DatasetCard.load(path, ignore_metadata_errors=True)
-        kept = {k: v for k, v in old.data.to_dict().items() if k not in _OWNED}
-        heading = re.search(r"^# (.+)$", old.text, re.MULTILINE)
-        title = title or (heading.group(1) if heading else None)
+    if old is None and path.is_file():
+        old = path.read_text(encoding="utf-8")
+    keys, text = _parts(old or "")
+    kept = {k: v for k, v in keys.items() if k not in _OWNED}
     if license:
         kept["license"] = license
-    data = DatasetCardData(**{**_yaml(out, pinned, content["splits"]), **kept})
+    config = config or _records_config(keys)
+    values = _yaml(out, pinned, content["splits"], config)
+    for key in ("configs", "dataset_info"):
+        values[key] += _foreign(keys, key, {entry["config_name"] for entry in values["configs"]})
+    data = DatasetCardData(**{**values, **kept})
+    heading, used = re.search(r"^# (.+)$", text, re.MULTILINE), _LOCATION.search(text)
     variables = _variables(out, pinned, content["splits"])
-    variables["title"] = title or out.absolute().name
-    variables["location"] = variables["title"]
+    variables["title"] = title or (heading[1] if heading else out.absolute().name)
+    variables["location"] = location or (used[1] if used else variables["title"])
+    variables["config"] = config
     card = DatasetCard.from_template(data, template_path=str(TEMPLATE), **variables)
-    return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
+    head, _, body = card.content.partition("\n---\n")
+    body = _merged(text, body)
+    if title:
+        body = re.sub(r"^# .+$", lambda _: f"# {title}", body, count=1, flags=re.MULTILINE)
+    return f"{head}\n---\n\n{body}"
 
 
-def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[str, Any]:
+# Everything between the two is written by us and replaced as a whole. No other marker stands
+# inside, so that one that lost its partner swallows nothing.
+_BLOCK = re.compile(
+    r"<!-- fgbg:(?P<name>\w+) begin\b[^>]*-->(?:(?!<!-- fgbg:).)*<!-- fgbg:(?P=name) end -->",
+    re.DOTALL,
+)
+_LOCATION = re.compile(r'load_dataset\("([^"\n]+)"')
+
+
+def card_keys(card: str) -> dict[str, Any]:
+    """Return the YAML keys of a card's text."""
+    return _parts(card)[0]
+
+
+def records_config(card: str) -> str:
+    """Return what a card calls the config of the records."""
+    return _records_config(card_keys(card))
+
+
+def _parts(card: str) -> tuple[dict[str, Any], str]:
+    """Return the YAML keys of a card, and the text below them."""
+    import yaml
+
+    found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", card, re.DOTALL | re.MULTILINE)
+    if not found:
+        return {}, card
+    try:
+        keys = yaml.safe_load(found[1]) or {}
+    except yaml.YAMLError as error:
+        raise CardError(f"the metadata at the top of {CARD_FILE} is no YAML: {error}") from None
+    if not isinstance(keys, dict):
+        raise CardError(f"the metadata at the top of {CARD_FILE} holds no keys.")
+    return keys, card[found.end() :].replace("\r\n", "\n")
+
+
+def _merged(old: str, new: str) -> str:
+    """Return the old text with the blocks of the new one; those it lacks come at its end."""
+    new = re.sub(r"\n{3,}", "\n\n", new).strip() + "\n"
+    blocks = {block["name"]: block[0] for block in _BLOCK.finditer(new)}
+    held = {block["name"] for block in _BLOCK.finditer(old)}
+    if not old.strip():
+        return new
+    if not held & blocks.keys():  # a card that others wrote
+        return (
+            f"{old.strip()}\n\n{re.sub('^# .+$', '', new, count=1, flags=re.MULTILINE).strip()}\n"
+        )
+    text = _BLOCK.sub(lambda block: blocks.get(block["name"], ""), old)
+    return (
+        "\n\n".join([text.strip(), *(blocks[name] for name in blocks if name not in held)]) + "\n"
+    )
+
+
+def _records_config(keys: dict[str, Any]) -> str:
+    """Return what a card calls the config of the records: the one whose files lie in data/."""
+    for entry in _entries(keys, "configs"):
+        if any(path.startswith(_DATA_FILES) for path in _paths(entry)):
+            return str(entry.get("config_name", RECORDS_CONFIG))
+    return RECORDS_CONFIG
+
+
+def _foreign(keys: dict[str, Any], key: str, ours: set[str]) -> list[dict[str, Any]]:
+    """Return the entries of configs that others added: by name and files none of ours."""
+    others = [
+        entry
+        for entry in _entries(keys, "configs")
+        if entry.get("config_name") not in ours
+        and not any(path.startswith((*_FOLDERS, *_DATA_FILES)) for path in _paths(entry))
+    ]
+    names = {entry.get("config_name") for entry in others}
+    if key == "configs":  # there is one default, and it is ours
+        return [{k: v for k, v in entry.items() if k != "default"} for entry in others]
+    return [entry for entry in _entries(keys, key) if entry.get("config_name") in names]
+
+
+def _entries(keys: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    value = keys.get(key) or []
+    return [entry for entry in (value if isinstance(value, list) else [value]) if entry]
+
+
+def _paths(entry: Any) -> list[str]:
+    """Return all texts under `data_files` and `data_dir` of a config, however they are nested."""
+    if isinstance(entry, dict):
+        entry = [v for k, v in entry.items() if k in ("data_files", "data_dir", "path")]
+    if isinstance(entry, list):
+        return [path for value in entry for path in _paths(value)]
+    return [entry] if isinstance(entry, str) else []
+
+
+def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any], config: str) -> dict[str, Any]:
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
 
     recipe, file_format = pinned.recipe, built_format(out)
     rows = {name: _total(split["shards"], "rows") for name, split in splits.items()}
     sizes = {name: _total(split["shards"], "size_bytes") for name, split in splits.items()}
-    infos = {"default": _info("default", record_columns(recipe), rows, sizes)}
+    infos = {config: _info(config, record_columns(recipe), rows, sizes)}
     for kind, entries in _kinds(pinned):
         size = (out / kind / SOURCES_FILE).stat().st_size
         infos[kind] = _info(kind, SOURCE_COLUMNS, {"train": len(entries)}, {"train": size})
@@ -96,9 +222,11 @@ def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[str, 
     values: dict[str, Any] = data.to_dict()
     patterns = [{"split": n, "path": data_glob(n, file_format)} for n in splits]
     values["configs"] = [
-        {"config_name": "default", "data_files": patterns, "default": True},
-        {"config_name": "foregrounds", "data_files": f"foregrounds/{SOURCES_FILE}"},
-        {"config_name": "backgrounds", "data_files": f"backgrounds/{SOURCES_FILE}"},
+        {"config_name": config, "data_files": patterns, "default": True},
+        *(
+            {"config_name": folder[:-1], "data_files": f"{folder}{SOURCES_FILE}"}
+            for folder in _FOLDERS
+        ),
     ]
     return values
 
@@ -137,7 +265,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
 
     recipe, plan = pinned.recipe, Plan(pinned)
     parts = [Statistics.from_json(split["statistics"]) for split in splits.values()]
-    total = reduce(_merged, parts)
+    total = reduce(_added, parts)
     listed = _credits(pinned)
     return {
         "n_records": _number(plan.n_records),
@@ -213,7 +341,7 @@ def _kinds(pinned: PinnedRecipe) -> tuple[tuple[str, tuple[SourceEntry, ...]], .
     return ("foregrounds", pinned.foregrounds), ("backgrounds", pinned.backgrounds)
 
 
-def _merged(one: Statistics, other: Statistics) -> Statistics:
+def _added(one: Statistics, other: Statistics) -> Statistics:
     one.merge(other)
     return one
 

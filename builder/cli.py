@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from builder import __version__
 from builder.depth import BACKENDS, DEVICES, Backend, Device
-from builder.errors import FgbgError, RecipeMismatchError
+from builder.errors import FgbgError, PublishError, RecipeMismatchError
 from builder.recipe import (
     CHOICES,
     DEMO_DEPTH_MODEL,
@@ -421,6 +421,96 @@ def verify_(
     else:
         click.echo("\n".join(report.lines(_MOST_LINES)))
     ctx.exit(0 if report.ok else 1)
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option("--private", is_flag=True, help="make a new repository private")
+@click.option("--revision", help="branch to push to, made if it is missing  [default: main]")
+@click.option(
+    "--create-pr", is_flag=True, help="open a pull request instead of changing the branch"
+)
+@click.option("--config", help="name of the records' config  [default: what the card says]")
+@click.option("--license", "license_", help="licence of the set, such as cc-by-4.0")
+@click.option("--commit-message", help="first line of the commit")
+@click.option("--dry-run", is_flag=True, help="say what would be sent, and send nothing")
+@click.option("--yes", is_flag=True, help="send without asking")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+def push(
+    out: Path,
+    repo_id: str,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    config: str | None,
+    license_: str | None,
+    commit_message: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Publish the finished build OUT as the dataset REPO_ID (NAMESPACE/NAME) on the Hub.
+
+    One commit makes everything visible. Interrupted and repeated, it sends only what is missing.
+    """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from builder.publish import PushPlan, publish
+
+    def approve(plan: PushPlan) -> bool:
+        _tell_plan(out, plan)
+        return not dry_run and (yes or not (plan.send or plan.delete) or _confirmed())
+
+    disable_progress_bars()  # one of ours, over all files, instead of one a file
+    done = publish(
+        out,
+        repo_id,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+        config=config,
+        license=license_,
+        commit_message=commit_message,
+        approve=approve,
+        progress=True,
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(done)))
+    elif done.result == "published":
+        click.echo(f"Published: {done.pr_url or done.commit_url}")
+    elif done.result == "unchanged":
+        click.echo(f"Nothing to do: the set is at {done.commit_url} as it is here.")
+    else:
+        click.echo("Nothing was sent.")
+
+
+def _tell_plan(out: Path, plan: Any) -> None:
+    visible = {True: "private", False: "public", None: "as your account makes new ones"}
+    state = "" if plan.exists else "new, "
+    total, left = sum(plan.files.values()), sum(plan.send.values())
+    goal = f"a pull request to {plan.revision}" if plan.create_pr else plan.revision
+    _say(f"{plan.records:,} records of {out}")
+    _say(f"  to        {plan.url} ({goal})")
+    _say(f"  visible   {state}{visible[plan.private]}")
+    _say(f"  licence   {plan.license or 'none'}")
+    _say(f"  config    {plan.config}")
+    _say(f"  set       {len(plan.files)} files, {_size(total)}")
+    _say(f"  send      {len(plan.send)} files, {_size(left)}")
+    for path in plan.delete[:10]:
+        _say(f"  delete    {path}")
+    if len(plan.delete) > 10:
+        _say(f"  delete    ... {len(plan.delete)} files of the earlier set in all")
+    for warning in plan.warnings:
+        _say(f"  note      {warning}")
+
+
+def _confirmed() -> bool:
+    if not sys.stdin.isatty():
+        raise PublishError(
+            "nobody is here to confirm this; look at the plan above and add --yes to send it."
+        )
+    return click.confirm("Send it?", err=True)
 
 
 @main.command("convert-depth")

@@ -7,6 +7,9 @@ FgbgError                 exit code 2: the input is wrong, nothing was done
 ├── OutputError           OUT can not be used or written (exit code 1)
 ├── NotABuildError        the folder is not a finished build
 ├── DepthModelError       the depth model can not be loaded or used
+├── CardError             a README.md whose metadata can not be read
+├── PublishError          a set that may not, or can not, be published so
+├── PublishFailedError    the Hub could not be reached or kept refusing (exit code 1)
 └── BuildFailedError      some shards failed; the rest is kept (exit code 1)
 """
 
@@ -70,6 +73,20 @@ class NotABuildError(FgbgError):
 
 class DepthModelError(FgbgError):
     """The depth model can not be found, loaded or used."""
+
+
+class CardError(FgbgError):
+    """The metadata at the top of a README.md can not be read."""
+
+
+class PublishError(FgbgError):
+    """A set is not published: something about it, its licence or the repository forbids it."""
+
+
+class PublishFailedError(FgbgError):
+    """The Hub could not be reached, or kept refusing; what was sent is kept."""
+
+    exit_code = 1
 
 
 class BuildFailedError(FgbgError):

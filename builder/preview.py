@@ -1,6 +1,7 @@
-"""Pictures of a finished build: a sample sheet (PNG) and a page to look through (HTML).
+"""Pictures of a finished build: a sample sheet (PNG), a page to look through (HTML), a table.
 
-Reads only the built folder, and of that only one row group a split and the few sources shown.
+Reads only the built folder, and of that only the first records of each split and the few
+sources shown. The table is the config `preview`, for the Hub's viewer.
 Equal builds give equal bytes. Depth is coloured on one scale for everything shown, near bright
 and far dark; unknown depth is hatched grey.
 """
@@ -21,21 +22,25 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageDraw, ImageFont
 
 from builder.encoding import DepthCodec, decode_image, encode_mask
 from builder.errors import NotABuildError
 from builder.plan import Plan, SplitPlan
 from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, PinnedRecipe, Recipe
-from builder.schema import record_columns
-from builder.shards import ROW_GROUP_RECORDS, write_bytes, write_text
+from builder.schema import preview_columns, record_columns
+from builder.shards import ROW_GROUP_RECORDS, write_bytes, write_rows, write_text
 from builder.untrusted import printable
 from builder.work import SOURCES_FILE, built_format, read_recipe, shard_file
 
 SHEET_FILE = "assets/samples.png"
 PAGE_FILE = "assets/preview.html"
+TABLE_FILE = f"preview/{SOURCES_FILE}"
 
-SHEET_ROWS, PAGE_RECORDS = 6, 32
+SHEET_ROWS, PAGE_RECORDS, TABLE_RECORDS = 6, 32, 256
+_TABLE_PX = TABLE_RECORDS * 256 * 256  # of larger records there are fewer, so that it opens fast
+_TABLE_QUALITY = 90
 _MIN_SHEET_ROWS = 4  # one a split
 _MAX_SHEET_BYTES = 1_800_000
 _MAX_SIDE = 256  # px; larger records are shown reduced, smaller ones enlarged up to this
@@ -139,11 +144,11 @@ class Sample:
     depth: Metres | None
 
 
-def write_preview(out: Path) -> tuple[Path, Path]:
-    """Write the sample sheet and the preview page of a finished build.
+def write_preview(out: Path) -> tuple[Path, Path, Path]:
+    """Write the sample sheet, the preview page and the table of a finished build.
 
     Returns:
-        The paths of `assets/samples.png` and `assets/preview.html`.
+        The paths of `assets/samples.png`, `assets/preview.html` and the config `preview`.
 
     Raises:
         NotABuildError: the folder is not a finished build, or a file of it is missing.
@@ -158,7 +163,49 @@ def write_preview(out: Path) -> tuple[Path, Path]:
     sheet.parent.mkdir(exist_ok=True)
     write_bytes(sheet, _sheet_png(out, pinned, samples, scale))
     write_text(page, _page_html(pinned, samples, scale))
-    return sheet, page
+    return sheet, page, _write_table(out, pinned)
+
+
+def _write_table(out: Path, pinned: PinnedRecipe) -> Path:
+    """Write the first records of each split, which are a random sample, with coloured depth."""
+    plan, recipe = Plan(pinned), pinned.recipe
+    names = [column.name for column in record_columns(recipe)]
+    total = min(TABLE_RECORDS, max(len(plan.splits), _TABLE_PX // recipe.size**2))
+    rows: list[dict[str, Any]] = []
+    for name, count in shares(
+        plan, total, {s.name: s.n_records for s in plan.splits.values()}
+    ).items():
+        rows += (
+            {**row, "split": name} for row in _first_rows(out, plan.splits[name], count, names)
+        )
+    if pinned.depth:
+        codec = DepthCodec(recipe, pinned.depth)
+        depths = []
+        for row in rows:
+            with Image.open(io.BytesIO(row["depth"]["bytes"])) as image:
+                depths.append(_thin(codec.metres(image), reduction(recipe.size)))
+        scale = DepthScale.around((depth[::2, ::2] for depth in depths), pinned.depth)
+        for row, depth in zip(rows, depths, strict=True):
+            colours = LUT[scale.codes(depth)]
+            picture = simplejpeg.encode_jpeg(
+                colours, quality=_TABLE_QUALITY, colorspace="RGB", colorsubsampling="444"
+            )
+            row["depth_colour"] = {"bytes": picture, "path": None}
+    path = out / TABLE_FILE
+    path.parent.mkdir(exist_ok=True)
+    write_rows(path, preview_columns(recipe), rows)
+    return path
+
+
+def _first_rows(
+    out: Path, split: SplitPlan, count: int, columns: list[str]
+) -> Iterator[dict[str, Any]]:
+    for shard in range(split.n_shards):
+        start, stop = split.shard_range(shard)
+        if start >= count:
+            return
+        path = out / shard_file(split, shard, built_format(out))
+        yield from read_rows(path, range(min(stop, count) - start), columns)
 
 
 # Choosing and reading
@@ -212,13 +259,17 @@ def _times_seen(
     return seen[background] + seen[foreground], seen[flip], position
 
 
-def shares(plan: Plan, total: int) -> dict[str, int]:
-    """Share out `total` records: train, the first split, gets about twice as many as the others."""
+def shares(plan: Plan, total: int, most: dict[str, int] | None = None) -> dict[str, int]:
+    """Share out `total` records: train, the first split, gets about twice as many as the others.
+
+    `most` is how many each split has to give; by default those of its first row group.
+    """
+    most = most or {name: _candidates(split) for name, split in plan.splits.items()}
     each = max(1, total // (len(plan.splits) + 1))
-    counts = {name: min(each, _candidates(split)) for name, split in plan.splits.items()}
+    counts = {name: min(each, most[name]) for name in plan.splits}
     first = next(iter(plan.splits))
     rest = total - sum(counts.values()) + counts[first]
-    return {**counts, first: min(rest, _candidates(plan.splits[first]))}
+    return {**counts, first: min(rest, most[first])}
 
 
 def _candidates(split: SplitPlan) -> int:
@@ -460,11 +511,10 @@ def _draw_header(draw: ImageDraw.ImageDraw, layout: SheetLayout, pinned: PinnedR
 
 def describe(pinned: PinnedRecipe) -> dict[str, str]:
     """Return what a set is, in words: records, size, model, sources, splits."""
-    recipe, info = pinned.recipe, pinned.depth
+    recipe, info = pinned.recipe, pinned.public().depth
     model = "no depth"
     if info:
-        # A folder's place on the builder's machine is nobody's business.
-        name = Path(info.model).name if Path(info.model).is_absolute() else info.model
+        name = info.model.removeprefix("./")
         model = "demo depth model" if info.model == DEMO_DEPTH_MODEL else f"depth by {name}"
     shown = f" (shown at 1/{factor})" if (factor := reduction(recipe.size)) > 1 else ""
     splits = [f"{split.name} {split.n_records:,}" for split in Plan(pinned).splits.values()]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -46,6 +47,8 @@ MAX_CREDIT_CHARACTERS = 2000  # of an author, a licence or a url
 _MAX_RECORDS = 2**62
 _MAX_SIDE = 4096  # px of a record, so of a prepared source too
 _MAX_STORED = 65535  # 16 bits
+
+_REPO_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def _option(default: Any, meaning: str) -> Any:
@@ -315,6 +318,22 @@ class PinnedRecipe:
                 f"{name} is not a recipe.json of fgbg build ({type(error).__name__}: {error})."
             ) from None
         return pinned
+
+    def public(self) -> PinnedRecipe:
+        """Return it as others may see it: of a depth model on this machine only the name.
+
+        The fingerprint, which does not depend on where the weights lie, stays the same.
+        """
+        name = self.recipe.depth_model
+        on_hub = self.recipe.depth_revision and _REPO_ID.fullmatch(name)
+        if self.depth is None or name == DEMO_DEPTH_MODEL or on_hub:
+            return self
+        name = "./" + re.split(r"[\\/]", name.rstrip("\\/"))[-1]  # never mistaken for a Hub id
+        return replace(
+            self,
+            recipe=replace(self.recipe, depth_model=name),
+            depth=replace(self.depth, model=name),
+        )
 
     def differences(self, other: PinnedRecipe) -> list[str]:
         """Name what differs in `other` (asked for) from this one (held), a line each."""

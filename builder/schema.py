@@ -73,9 +73,25 @@ SOURCE_COLUMNS = (
 )
 
 
+_DEPTH_COLOUR = Column(
+    "depth_colour",
+    "Image",
+    "(h, w, 3) uint8",
+    "sRGB",
+    "depth as a picture: near bright, far dark, unknown hatched; one scale for the whole preview",
+)
+_SPLIT = Column("split", "string", "", "", "split of the default config the record is from")
+
+
 def record_columns(recipe: Recipe) -> tuple[Column, ...]:
     """Return the columns a set with this recipe has (no depth without a depth model)."""
     return tuple(c for c in COLUMNS if c.name != "depth" or recipe.has_depth)
+
+
+def preview_columns(recipe: Recipe) -> tuple[Column, ...]:
+    """Return the columns of the config `preview`."""
+    colour = (_DEPTH_COLOUR,) if recipe.has_depth else ()
+    return (*record_columns(recipe), *colour, _SPLIT)
 
 
 def features(columns: tuple[Column, ...]) -> Features:

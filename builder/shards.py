@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from builder.encoding import DepthCodec, decode_image, encode_image, encode_mask
 from builder.recipe import PinnedRecipe, SourceEntry
 from builder.render import Record
-from builder.schema import IMAGE_COLUMNS, SOURCE_COLUMNS, features, record_columns
+from builder.schema import IMAGE_COLUMNS, SOURCE_COLUMNS, Column, features, record_columns
 from builder.sources import Source, sha256_file
 from builder.stats import Statistics
 
@@ -161,6 +161,15 @@ def write_table(
         os.fsync(file.fileno())
 
 
+def arrow_to_parquet(source: Path, target: Path) -> None:
+    """Write the rows of an Arrow shard as the Parquet shard of the same records."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(source)) as file, pa.ipc.open_stream(file) as reader:
+        rows = (row for batch in reader for row in batch.to_pylist())
+        write_table(target, "parquet", reader.schema, rows)
+
+
 def _writer(file: Any, file_format: FileFormat, schema: pa.Schema) -> Any:
     if file_format == "arrow":
         import pyarrow as pa
@@ -185,6 +194,7 @@ def _writer(file: Any, file_format: FileFormat, schema: pa.Schema) -> Any:
 
 
 def _metadata(pinned: PinnedRecipe) -> dict[bytes, bytes]:
+    pinned = pinned.public()  # shards are published as they are
     content: dict[str, Any] = {"fingerprint": pinned.fingerprint, "recipe": pinned.recipe.to_dict()}
     if pinned.depth:
         content["depth"] = asdict(pinned.depth)
@@ -196,8 +206,13 @@ def write_sources(path: Path, sources: Iterable[Source]) -> None:
     rows = (
         {"image": {"bytes": source.png, "path": None}, **asdict(source.entry)} for source in sources
     )
+    write_rows(path, SOURCE_COLUMNS, rows)
+
+
+def write_rows(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as one Parquet file that is either there whole or not at all."""
     with _atomic(path) as temporary:
-        write_table(temporary, "parquet", features(SOURCE_COLUMNS).arrow_schema, rows)
+        write_table(temporary, "parquet", features(columns).arrow_schema, rows)
 
 
 def read_sources(path: Path) -> list[Source]:

@@ -401,7 +401,9 @@ def _decode(path: Path, alone: bool) -> Image.Image:
     except MemoryError:
         raise _BadImage("needs more memory to decode than there is") from None
     except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        why = printable(f"{type(error).__name__}: {error}")
+        # Of an OSError the reason alone: its text may hold a path of this machine.
+        reason = getattr(error, "strerror", None) or error
+        why = printable(f"{type(error).__name__}: {reason}")
         raise _BadImage(f"is damaged or cut short ({why[:200]})") from None
 
 

@@ -3,6 +3,7 @@
 OUT/README.md, recipe.json           the card and the pinned recipe
 OUT/data/<split>-NNNNN-of-NNNNN.parquet
 OUT/foregrounds/, OUT/backgrounds/   the prepared sources, configs of their own
+OUT/preview/                         a sample with coloured depth, a config of its own
 OUT/assets/statistics.json           exact statistics and the sha256 of every shard
 .OUT.fgbg/                           beside OUT while it is being built, gone afterwards
 """
@@ -24,13 +25,14 @@ from builder.recipe import PinnedRecipe, Recipe, SourceEntry
 from builder.shards import (
     Commit,
     FileFormat,
+    arrow_to_parquet,
     clear_temporary,
     read_commit,
     read_sources,
     write_sources,
     write_text,
 )
-from builder.sources import Kind, PreparedFolder, Source, prepare
+from builder.sources import Kind, PreparedFolder, Source, prepare, sha256_file
 from builder.stats import Statistics
 
 RECIPE_FILE = "recipe.json"
@@ -38,6 +40,8 @@ CARD_FILE = "README.md"
 STATISTICS_FILE = "assets/statistics.json"
 SOURCES_FILE = "train-00000-of-00001.parquet"
 ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
+
+_FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")
 
 _PREPARATION_FIELDS = ("size", "foreground_size", "background_fit")
 
@@ -297,6 +301,26 @@ def write_metadata(
         splits[split.name] = {"shards": shards, "statistics": total.to_json()}
     (folder / STATISTICS_FILE).parent.mkdir(exist_ok=True)
     content = {"fingerprint": project.pinned.fingerprint, "splits": splits}
+    write_text(folder / STATISTICS_FILE, json.dumps(content) + "\n")
+
+
+def copy_as_parquet(out: Path, folder: Path) -> None:
+    """Make of a finished Arrow build the folder that the same build as Parquet would have made."""
+    pinned = read_recipe(out)
+    content = json.loads((out / STATISTICS_FILE).read_text(encoding="utf-8"))
+    for split in Plan(pinned).splits.values():
+        for shard, entry in enumerate(content["splits"][split.name]["shards"]):
+            entry["file"] = shard_file(split, shard, "parquet")
+            path = folder / entry["file"]
+            path.parent.mkdir(exist_ok=True)
+            arrow_to_parquet(out / shard_file(split, shard, "arrow"), path)
+            entry["size_bytes"], entry["sha256"] = path.stat().st_size, sha256_file(path)
+    for name in (RECIPE_FILE, CARD_FILE, *_FOLDERS):
+        for source in (out / name).rglob("*") if name in _FOLDERS else (out / name,):
+            target = folder / source.relative_to(out)
+            target.parent.mkdir(exist_ok=True)
+            link_or_copy(source, target)
+    (folder / STATISTICS_FILE).unlink()  # a link: written anew, or the original would change
     write_text(folder / STATISTICS_FILE, json.dumps(content) + "\n")
 
 
