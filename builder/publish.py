@@ -28,6 +28,7 @@ from builder.licences import conflicts, terms
 from builder.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE
 from builder.recipe import PinnedRecipe
 from builder.sources import sha256_file, uncredited
+from builder.verify import verify
 from builder.work import (
     CARD_FILE,
     RECIPE_FILE,
@@ -46,6 +47,7 @@ T = TypeVar("T")
 
 _REPO_TYPE = "dataset"
 _OURS = ("data/", "foregrounds/", "backgrounds/", "preview/")  # whatever lies there is of a set
+_MAX_PROBLEMS = 20
 _BATCH_FILES, _BATCH_BYTES = 16, 2**30
 
 # How often each failure may come before a step is given up. Most of these are over in seconds;
@@ -97,6 +99,7 @@ def publish(
     config: str | None = None,
     license: str | None = None,
     commit_message: str | None = None,
+    sample: int | None = 1000,
     dry_run: bool = False,
     token: str | bool | None = None,
     endpoint: str | None = None,
@@ -119,6 +122,7 @@ def publish(
         config: name of the records' config; None keeps what the card says, or is `default`.
         license: Hub licence identifier of the set; None keeps what the card says.
         commit_message: first line of the commit, title of the pull request.
+        sample: number of records that are made again to verify the build; None: all of them.
         dry_run: make the plan and send nothing.
         token: as everywhere in huggingface_hub.
         endpoint: as everywhere in huggingface_hub.
@@ -133,6 +137,7 @@ def publish(
     """
     _check_names(repo_id, config)
     with _as_parquet(Path(out)) as folder:
+        _verify(folder, sample)
         hub = _Hub(repo_id, revision, create_pr, token, endpoint, sleep)
         push = _Push(folder, hub, private, config, license, commit_message)
         plan = push.plan(hub.state())
@@ -192,6 +197,20 @@ def _as_parquet(out: Path) -> Iterator[Path]:
         folder.mkdir()
         copy_as_parquet(out, folder)
         yield folder
+
+
+def _verify(folder: Path, sample: int | None) -> None:
+    report = verify(folder, sample=sample)
+    if report.ok:
+        return
+    lines = [f"  {p.check}: {p.where}: {p.what}" for p in report.problems[:_MAX_PROBLEMS]]
+    more = len(report.problems) - len(lines)
+    raise PublishError(
+        "the set is not what its recipe and records say:\n"
+        + "\n".join(lines)
+        + (f"\n  and {more} more" if more else "")
+        + "\nBuild it again; if only the card is wrong, fgbg card writes it again."
+    )
 
 
 @dataclass(frozen=True)

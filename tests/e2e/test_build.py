@@ -51,6 +51,7 @@ def test_folder_holds_what_the_hub_will_hold_and_nothing_else(built):
         "backgrounds/train-00000-of-00001.parquet",
         "dataset_info.json",
         "foregrounds/train-00000-of-00001.parquet",
+        "preview/train-00000-of-00001.parquet",
         "recipe.json",
     }
     assert sorted(p.name for p in (built / "data").iterdir()) == [
@@ -389,7 +390,9 @@ def test_metadata_stands_in_the_parquet_files(built):
     content = json.loads(metadata[b"fgbg"])
     pinned = json.loads((built / "recipe.json").read_text())
     assert content["fingerprint"] == pinned["fingerprint"]
-    assert content["depth"] == pinned["depth"]
+    # Of the model, a folder of this machine, no more than the name is in what gets published.
+    assert content["depth"] == {**pinned["depth"], "model": "./tiny"}
+    assert content["recipe"] == {**pinned["recipe"], "depth_model": "./tiny"}
     assert content["depth"]["unit"] == "mm"
     assert content["recipe"]["depth_input"] == 64
     assert b"huggingface" in metadata
