@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import select
 import shutil
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.running import COMMAND, OPTIONS, fgbg, files_of
-from tests.e2e.test_resume import commits, linger, wait_until
+from tests.e2e.test_resume import commits, wait_until
 
 # 4 foregrounds x 5 backgrounds x 2 flips x 8 places = 320 records of 64 px in 83 shards
 RAY = (*OPTIONS, "--placements", "8", "--shard-records", "4")

@@ -11,10 +11,13 @@ from builder import errors
 from builder.errors import (
     BadSourcesError,
     BuildFailedError,
+    CardError,
     DepthModelError,
     FgbgError,
     NotABuildError,
     OutputError,
+    PublishError,
+    PublishFailedError,
     RecipeError,
     RecipeMismatchError,
 )
@@ -22,9 +25,12 @@ from builder.errors import (
 ONE_OF_EACH = [
     BadSourcesError([("fg/a.png", "is empty (0 bytes)")]),
     BuildFailedError({"train-00000-of-00002": "OSError: gone"}, 1, "fgbg build --out x"),
+    CardError("no YAML"),
     DepthModelError("no weights"),
     NotABuildError("not a build"),
     OutputError("can not be written"),
+    PublishError("forbidden"),
+    PublishFailedError("no connection"),
     RecipeError("size is 1"),
     RecipeMismatchError(Path("out"), ["seed is 0, asked for is 1"]),
 ]
@@ -81,6 +87,7 @@ def test_exit_codes_tell_wrong_input_from_failed_work() -> None:
     assert {name for name, code in codes.items() if code == 1} == {
         "OutputError",
         "BuildFailedError",
+        "PublishFailedError",
     }
     assert set(codes.values()) == {1, 2}
 
