@@ -80,8 +80,8 @@ class Repo:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
-        self.name, self._token, self.root = repo_id, token, root
-        api = HfApi(token=token)
+        self.name, self.root = repo_id, root
+        self._api = api = HfApi(token=token)
         self.revision = api.dataset_info(repo_id, revision=revision).sha
         tree = api.list_repo_tree(
             repo_id, recursive=True, revision=self.revision, repo_type="dataset"
@@ -101,18 +101,12 @@ class Repo:
             if name in self.files and self.files[name].size_bytes <= MAX_BYTES.get(name, math.inf):
                 self._download(name, root)
         self.files = {n: f for n, f in self.files.items() if n.startswith("data/")}
+        (root / "data").mkdir(exist_ok=True)  # what tells that it is Parquet
 
     def _download(self, name: str, folder: Path) -> Path:
-        from huggingface_hub import hf_hub_download
-
         return Path(
-            hf_hub_download(
-                self.name,
-                name,
-                repo_type="dataset",
-                revision=self.revision,
-                local_dir=folder,
-                token=self._token,
+            self._api.hf_hub_download(
+                self.name, name, repo_type="dataset", revision=self.revision, local_dir=folder
             )
         )
 
@@ -125,7 +119,9 @@ class Repo:
             return
         from huggingface_hub import HfFileSystem
 
-        system = HfFileSystem(token=self._token)
+        system = HfFileSystem(
+            endpoint=self._api.endpoint, token=self._api.token, skip_instance_cache=True
+        )
         with system.open(f"datasets/{self.name}@{self.revision}/{name}") as file:
             yield file
 

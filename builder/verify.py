@@ -403,12 +403,14 @@ class _Verification:
         rows = shard.range[1] - shard.range[0]
         self._check_stated(shard, rows)
         looked_into = place.is_local or shard.wanted is None or len(shard.wanted) > 0
-        if not looked_into and place.files[name].sha256 is not None:
+        stated = place.files[name].sha256
+        if not looked_into and stated is not None:
+            self._check_sha256(shard, stated)
             return
         try:
             with place.opened(name, whole=shard.wanted is None) as source:
-                if isinstance(source, Path):
-                    self._check_sha256(shard, sha256_file(source))
+                own = sha256_file(source) if isinstance(source, Path) else stated
+                self._check_sha256(shard, own)
                 with refusing(f"can not be read as {place.file_format.capitalize()}"):
                     table = Table(source, place.file_format)
                     self._check_table(shard, table, rows)
@@ -431,10 +433,8 @@ class _Verification:
                 shard.name,
                 f"is {file.size_bytes} bytes, by {STATISTICS_FILE} {stated['size_bytes']}",
             )
-        if file.sha256 is not None:
-            self._check_sha256(shard, file.sha256)
 
-    def _check_sha256(self, shard: _Shard, sha256: str) -> None:
+    def _check_sha256(self, shard: _Shard, sha256: str | None) -> None:
         self._counts.hashed += 1
         if shard.stated is not None and shard.stated["sha256"] != sha256:
             self._problem("files", shard.name, f"its sha256 is not that of {STATISTICS_FILE}")

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from builder.shards import write_table
 from builder.sources import sha256_file
 from builder.verify import VerifyReport, verify
 from fgbg_dataset import FgbgDataset
+from tests.e2e.hub import Hub
 from tests.e2e.running import fgbg
 
 TRAIN = "data/train-00000-of-00002.parquet"
@@ -558,3 +560,88 @@ def test_a_recipe_of_a_million_times_the_files_is_not_walked_through(out):
     recipe = replace(pinned.recipe, placements=10**9, shard_records=1)
     (out / "recipe.json").write_text(replace(pinned, recipe=recipe).to_json())
     assert ("files", "data") in found(verify(out))
+
+
+# ---- on the Hub
+
+
+def asked_for(hub: Hub) -> Counter[str]:
+    """How often each shard's content was asked for."""
+    return Counter(
+        path.split("/")[-1]
+        for method, path in hub.requests
+        if method == "GET" and "/data/" in path and "/resolve/" in path
+    )
+
+
+def test_a_published_set_is_checked_as_the_same_set_here(hub, built):
+    hub.put_folder("ann/blobs", built)
+    report = verify("ann/blobs", sample=None)
+    local = verify(built, sample=None)
+    assert report == replace(local, target="ann/blobs", revision=hub.repo("ann/blobs").refs["main"])
+    assert asked_for(hub) == {path.name: 1 for path in (built / "data").iterdir()}
+
+
+def test_of_a_published_set_no_more_is_fetched_than_is_sampled(hub, sources, tmp_path):
+    dataset = FgbgDataset(*sources, depth_model="none", size=64, foreground_size=30, holdout=0.0,
+                          shard_records=100, placements=10, image_format="png")  # fmt: skip
+    dataset.download_and_prepare(tmp_path / "out", file_format="parquet", num_proc=1)
+    hub.put_folder("ann/blobs", tmp_path / "out")
+    report = verify("ann/blobs", sample=20)
+    assert report.ok
+    assert (report.records, report.records_checked) == (400, 25)
+    assert (report.files, report.files_hashed, report.files_read) == (4, 4, len(asked_for(hub)))
+    assert report.files_read <= 2
+    local = verify(tmp_path / "out", sample=20)
+    assert (local.records_checked, local.files_read) == (25, 4)
+
+
+def test_faults_of_a_published_set_are_found(hub, out):
+    hub.put_folder("ann/blobs", out)
+    change(out / TRAIN, lambda rows: rows[0].update(bbox=[0, 0, 1, 1]))
+    hub.write("ann/blobs", TRAIN, (out / TRAIN).read_bytes())
+    hub.write("ann/blobs", "data/train-00002-of-00003.parquet", b"more")
+    report = verify("ann/blobs", sample=None)
+    assert found(report) == {
+        ("files", "data/train-00002-of-00003.parquet"),
+        ("files", TRAIN),
+        ("bbox", record(rows_of(out), 0)),
+    }
+    whats = [p.what for p in report.problems if p.where == TRAIN]
+    assert whats[-1] == "its sha256 is not that of assets/statistics.json"
+
+
+def test_a_revision_is_checked_as_it_was(hub, built, out):
+    hub.put_folder("ann/blobs", out)
+    first = hub.repo("ann/blobs").refs["main"]
+    hub.write("ann/blobs", "recipe.json", b"{}")
+    assert found(verify("ann/blobs")) == {("recipe", "recipe.json")}
+    report = verify("ann/blobs", revision=first)
+    assert (report.ok, report.revision) == (True, first)
+
+
+def test_what_is_no_set_on_the_hub_is_told_in_one_sentence(hub, built, tmp_path, monkeypatch):
+    hub.create("ann/empty")
+    done = run("verify", "ann/empty", code=2)
+    assert done.stderr == "Error: ann/empty on the Hub is not a set of fgbg: no recipe.json.\n"
+    done = run("verify", "ann/other", code=2)
+    assert "ann/other is neither a folder here nor a data set on the Hub (or it is" in done.stderr
+    done = run("verify", "ann/..", code=2)
+    assert "ann/.. is neither" in done.stderr
+    done = run("verify", "ann/empty", "--revision", "nowhere", code=2)
+    assert "ann/empty has no revision 'nowhere' on the Hub" in done.stderr
+    with pytest.raises(FgbgError, match="is a folder here; revision is for a set on the Hub"):
+        verify(built, revision="main")
+
+
+def test_a_connection_that_breaks_is_not_taken_for_a_fault_of_the_set(hub, built, monkeypatch):
+    hub.put_folder("ann/blobs", built)
+    hub.fail("GET", "/api/datasets/ann/blobs/tree", 403, times=99)
+    with pytest.raises(FgbgError, match="ann/blobs can not be read from the Hub"):
+        verify("ann/blobs")
+    hub.faults.clear()
+    hub.fail("GET", f"/resolve/.*/{TRAIN}", 403, times=99)
+    with pytest.raises(FgbgError, match="ann/blobs can not be read from the Hub"):
+        verify("ann/blobs", sample=None)
+    with pytest.raises(FgbgError, match="ann/blobs can not be read from the Hub"):
+        verify("ann/blobs", sample=119)
