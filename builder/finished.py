@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MAX_BYTES = {RECIPE_FILE: 2**28, STATISTICS_FILE: 2**28, CARD_FILE: 2**20}
 
 _BATCH_RECORDS = 100
+_MAX_JPEG_SCANS = 100  # an encoder makes about ten; each takes time for the whole picture
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -190,42 +191,71 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 class Table:
-    """A shard as Parquet or Arrow: its number of rows, its schema and its rows in small batches."""
+    """The rows of a shard, Parquet or Arrow, read a small batch at a time.
+
+    Raises:
+        Unreadable: it is damaged or something else; from every method.
+    """
 
     def __init__(self, source: Path | BinaryIO, file_format: FileFormat) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._source, self._parquet = source, None
-        if file_format == "arrow":
-            with pa.ipc.open_stream(str(source)) as reader:
-                self.schema: pa.Schema = reader.schema
-                self.n_rows: int = sum(batch.num_rows for batch in reader)
-            return
-        metadata = pq.read_metadata(source)
-        self.schema, self.n_rows = metadata.schema.to_arrow_schema(), metadata.num_rows
-        leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-        # Kept as the dictionaries they are stored as, so that one long value named by many rows
-        # does not become many copies of it.
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        self._parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
+        self._damaged = f"can not be read as {file_format.capitalize()}"
+        with refusing(self._damaged):
+            if file_format == "arrow":
+                with pa.ipc.open_stream(str(source)) as reader:
+                    self.schema: pa.Schema = reader.schema
+                    self.n_rows: int = sum(batch.num_rows for batch in reader)
+                return
+            metadata = pq.read_metadata(source)
+            self.schema = metadata.schema.to_arrow_schema()
+            # Not `num_rows`, which is only said.
+            groups = range(metadata.num_row_groups)
+            self.n_rows = sum(metadata.row_group(group).num_rows for group in groups)
+            leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+            # Kept as the dictionaries they are stored as, so that one long value named by many
+            # rows does not become many copies of it.
+            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+            self._parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
 
-    def batches(
+    def integers(self, column: str) -> npt.NDArray[np.int64]:
+        """Return a column of whole numbers."""
+        parts = [np.zeros(0, np.int64)]
+        for _, batch in self._batches([column], None):
+            if batch.column(0).null_count:
+                raise Unreadable(f"has rows without {column}")
+            parts.append(np.asarray(batch.column(0)))
+        return np.concatenate(parts)
+
+    def rows(
         self, columns: list[str], wanted: npt.NDArray[np.int64] | None = None
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Give (number of the first row, batch) for every batch with a wanted row; None: all."""
-        start = 0
-        for number, read in self._groups():
-            stop = start + number
-            if wanted is None or np.any((wanted >= start) & (wanted < stop)):
-                first = start
-                for batch in read(columns):
-                    batch.validate(full=True)
-                    yield first, batch
-                    first += batch.num_rows
-            start = stop
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Give (number, row) of some rows, images as their bytes; None: all rows."""
+        for start, batch in self._batches(columns, wanted):
+            numbers = np.arange(start, start + batch.num_rows)
+            for number in numbers if wanted is None else np.intersect1d(numbers, wanted):
+                with refusing(self._damaged):
+                    (row,) = batch.slice(number - start, 1).to_pylist()
+                yield int(number), row
 
-    def _groups(self) -> Iterator[tuple[int, Callable[[list[str]], Iterable[pa.RecordBatch]]]]:
+    def _batches(
+        self, columns: list[str], wanted: npt.NDArray[np.int64] | None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Give (number of the first row, batch) for every batch of a group with a wanted row."""
+        start = 0
+        with refusing(self._damaged):  # a generator: what its user raises does not pass here
+            for n_rows, read in self._groups():
+                if wanted is None or np.any((wanted >= start) & (wanted < start + n_rows)):
+                    first = start
+                    for batch in read(columns=columns):
+                        batch.validate(full=True)
+                        yield first, batch
+                        first += batch.num_rows
+                start += n_rows
+
+    def _groups(self) -> Iterator[tuple[int, Callable[..., Iterable[pa.RecordBatch]]]]:
         """Give the number of rows of each group, and what reads some columns of it."""
         import pyarrow as pa
 
@@ -277,6 +307,8 @@ def open_image(
             raise Unreadable(f"is {image.width}x{image.height} px, not {size[0]}x{size[1]} px")
         if image.mode not in modes:
             raise Unreadable(f"is of mode {image.mode}, not {' or '.join(modes)}")
+        if image.format == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+            raise Unreadable("has more scans than any encoder makes")
         image.load()
         return image
 

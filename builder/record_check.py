@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.encoding import DepthCodec, decode_image, encode_image, encode_mask
-from builder.finished import Unreadable, open_image, refusing
+from builder.finished import Unreadable, open_image
 from builder.recipe import DepthInfo, PinnedRecipe, depth_grid
 from builder.render import Record
 from builder.schema import IMAGE_COLUMNS, MASK_ON
@@ -121,22 +121,16 @@ class _DepthCheck:
 
     def __init__(self, pinned: PinnedRecipe, info: DepthInfo) -> None:
         self._codec, self._near, self._far = DepthCodec(pinned.recipe, info), info.near, info.far
-        self._png = pinned.recipe.depth_format == "png16"
-        precision = pinned.recipe.depth_precision if self._png else 0
+        png = pinned.recipe.depth_format == "png16"
+        self._format, self._mode = ("PNG", "I;16") if png else ("JPEG", "L")
+        precision = pinned.recipe.depth_precision if png else 0
         self._storable = np.zeros(65536, dtype=bool)
         self._storable[[0, *depth_grid(precision, info.near, info.far)]] = True
 
     def stored(self, data: object, size: tuple[int, int]) -> Stored:
         """Return the stored units, (H, W) uint16, of an encoded depth map."""
-        image = open_image(
-            data, ("PNG" if self._png else "JPEG",), size, ("I;16" if self._png else "L",)
-        )
-        if self._png:
-            stored = self._codec.stored(image)
-        else:
-            assert isinstance(data, bytes)
-            with refusing("is damaged"):
-                stored = self._codec.decode(data)
+        image = open_image(data, (self._format,), size, (self._mode,))
+        stored = self._codec.stored(image)
         wrong = stored[~self._storable[stored]]
         if wrong.size:
             outside = wrong[(wrong < self._near) | (wrong > self._far)]

@@ -10,7 +10,6 @@ still show in the sha256 of the shard, and mostly in the statistics when every r
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import warnings
@@ -46,11 +45,13 @@ from builder.render import Renderer
 from builder.schema import SOURCE_COLUMNS, record_columns
 from builder.sources import Source, SourceBank, sha256_file, uncredited
 from builder.stats import Statistics
-from builder.untrusted import printable
+from builder.untrusted import parse_json, printable, read_text
 from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
 _MAX_PER_CHECK = 1000
+_MAX_CHARACTERS = 500  # of a sentence, which may quote what is foreign
+_MAX_FOREIGN_LINES = 1000  # of a card; comparing far more takes long
 _CARD_VERSION = re.compile(r"^By fgbg-dataset (\S+), fingerprint", re.MULTILINE)
 
 
@@ -134,7 +135,7 @@ def verify(
             neighbours by the set's fingerprint, so the same ones each time; None: all of them.
         revision: of the repository; its main branch by default.
         token: for the Hub; by default the one of `hf auth login`.
-        progress: called with the number of records after each batch.
+        progress: called with 1 after each record.
 
     Raises:
         NotABuildError: the target is neither a finished build nor such a repository.
@@ -180,7 +181,8 @@ class _Verification:
     def _problem(self, check: str, where: str, what: str) -> None:
         self._by_check[check] += 1
         if self._by_check[check] <= _MAX_PER_CHECK:
-            self._problems.append(Problem(check, printable(where), printable(what)))
+            shown = printable(where[:_MAX_CHARACTERS]), printable(what[:_MAX_CHARACTERS])
+            self._problems.append(Problem(check, *shown))
 
     def report(self) -> VerifyReport:
         """Run every check."""
@@ -224,15 +226,11 @@ class _Verification:
     # -- recipe, statistics, sources
 
     def _text(self, check: str, name: str) -> str | None:
-        path, limit = self._place.root / name, MAX_BYTES[name]
         try:
-            if path.stat().st_size > limit:
-                self._problem(check, name, f"is larger than {limit} bytes; it is not read")
-                return None
-            return path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            self._problem(check, name, "is missing or too large")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(self._place.root / name, MAX_BYTES[name])
+        except FileNotFoundError:  # of a repository, what is too large was not fetched
+            self._problem(check, name, f"is missing, or larger than {MAX_BYTES[name]} bytes")
+        except (OSError, ValueError) as error:
             self._problem(check, name, f"can not be read ({error})")
         return None
 
@@ -276,7 +274,7 @@ class _Verification:
             return None
         try:
             with refusing("is not as fgbg build writes it"):
-                content = json.loads(text)
+                content = parse_json(text)
                 if content["fingerprint"] != pinned.fingerprint:
                     self._problem("statistics", STATISTICS_FILE, "is of another fingerprint")
                 if list(content["splits"]) != list(plan.splits):
@@ -310,15 +308,13 @@ class _Verification:
         try:
             if not (self._place.root / name).is_file():
                 raise Unreadable("is missing")
-            with refusing("can not be read as Parquet"):
-                table = Table(self._place.root / name, "parquet")
-                if different := wrong_columns(table.schema, SOURCE_COLUMNS):
-                    raise Unreadable(different)
-                if table.n_rows != len(entries):
-                    raise Unreadable(f"has {table.n_rows} rows, the recipe {len(entries)}")
-                for start, batch in table.batches([column.name for column in SOURCE_COLUMNS]):
-                    for number, row in enumerate(batch.to_pylist(), start):
-                        found.append(self._source(pinned.recipe, kind, entries[number], row))
+            table = Table(self._place.root / name, "parquet")
+            if different := wrong_columns(table.schema, SOURCE_COLUMNS):
+                raise Unreadable(different)
+            if table.n_rows != len(entries):
+                raise Unreadable(f"has {table.n_rows} rows, the recipe {len(entries)}")
+            for number, row in table.rows([column.name for column in SOURCE_COLUMNS]):
+                found.append(self._source(pinned.recipe, kind, entries[number], row))
         except Unreadable as reason:
             self._problem("sources", name, str(reason))
         usable = [source for source in found if source]
@@ -411,10 +407,13 @@ class _Verification:
             with place.opened(name, whole=shard.wanted is None) as source:
                 own = sha256_file(source) if isinstance(source, Path) else stated
                 self._check_sha256(shard, own)
-                with refusing(f"can not be read as {place.file_format.capitalize()}"):
-                    table = Table(source, place.file_format)
-                    self._check_table(shard, table, rows)
-                    self._check_records(shard, table, check, renderer, statistics)
+                table = Table(source, place.file_format)
+                self._check_table(shard, table, rows)
+                columns = [column.name for column in record_columns(shard.plan.pinned.recipe)]
+                for _, row in table.rows(columns, shard.wanted):
+                    self._check_record(shard, row, check, renderer, statistics)
+                    self._counts.records += 1
+                    self._progress(1)
         except Unreadable as reason:
             self._problem("files", name, str(reason))
 
@@ -442,16 +441,16 @@ class _Verification:
     def _check_table(self, shard: _Shard, table: Table, rows: int) -> None:
         self._counts.read += 1
         pinned = shard.plan.pinned
+        if table.n_rows > 2 * rows + 100:  # ids of a few bytes may be said to be many
+            raise Unreadable(f"has {table.n_rows} rows, by the plan {rows}")
         if different := wrong_columns(table.schema, record_columns(pinned.recipe)):
             raise Unreadable(different)
-        content = json.loads((table.schema.metadata or {}).get(b"fgbg", b"{}"))
-        if content.get("fingerprint") != pinned.fingerprint:
+        with refusing("has metadata that can not be read"):
+            content = parse_json((table.schema.metadata or {}).get(b"fgbg", b"{}").decode())
+            fingerprint = content.get("fingerprint")
+        if fingerprint != pinned.fingerprint:
             self._problem("recipe", shard.name, "is of another fingerprint by its metadata")
-        ids = [batch.column(0) for _, batch in table.batches(["record_id"])]
-        if any(column.null_count for column in ids):
-            raise Unreadable("has rows without record_id")
-        held = np.concatenate([np.zeros(0, np.int64), *(np.asarray(column) for column in ids)])
-        due = shard.split.record_ids(*shard.range)
+        held, due = table.integers("record_id"), shard.split.record_ids(*shard.range)
         if not np.array_equal(held, due):
             self._tell_ids(shard, held, due)
 
@@ -473,25 +472,6 @@ class _Verification:
             self._problem(
                 "ids", shard.name, f"row {row} is record {held[row]}, by the plan {due[row]}"
             )
-
-    def _check_records(
-        self,
-        shard: _Shard,
-        table: Table,
-        check: RecordCheck,
-        renderer: Renderer | None,
-        statistics: Statistics | None,
-    ) -> None:
-        columns = [column.name for column in record_columns(shard.plan.pinned.recipe)]
-        for start, batch in table.batches(columns, shard.wanted):
-            rows = np.arange(batch.num_rows)
-            if shard.wanted is not None:
-                rows = rows[np.isin(rows + start, shard.wanted)]
-            for number in rows.tolist():
-                (row,) = batch.slice(number, 1).to_pylist()
-                self._check_record(shard, row, check, renderer, statistics)
-            self._counts.records += len(rows)
-            self._progress(len(rows))
 
     def _check_record(
         self,
@@ -560,7 +540,11 @@ class _Verification:
         except Unreadable as reason:
             self._problem("card", CARD_FILE, str(reason))
             return
-        for line, what in _changed_lines(text.splitlines(), expected.splitlines()):
+        held, due = text.splitlines(), expected.splitlines()
+        if len(held) > len(due) + _MAX_FOREIGN_LINES:
+            self._problem("card", CARD_FILE, f"has {len(held)} lines, by the data {len(due)}")
+            return
+        for line, what in _changed_lines(held, due):
             self._problem("card", f"{CARD_FILE} line {line}", what)
 
 
