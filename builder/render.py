@@ -105,7 +105,7 @@ class Renderer:
 
         The next batch is composed in a thread while the model works on this one.
         """
-        if self._estimator is None:
+        if self._estimator is None or start == stop:  # a stream may resume at the end of a unit
             yield from self.composites(split, start, stop, epoch)
             return
         size = self._estimator.batch_size

@@ -62,6 +62,7 @@ class Source:
                 *(args.on_the_fly or demo_folders()),
                 size=args.size,
                 foreground_size=args.size * 4 // 9,
+                placements=args.placements,
                 holdout=0.2,
                 depth_model=args.depth_model,
                 depth_input=args.depth_input,
@@ -299,6 +300,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("source", nargs="?", help="folder or Hub id of a set; without it, records on the fly")
     add("--on-the-fly", nargs=2, metavar=("FOREGROUNDS", "BACKGROUNDS"), help="folders of pictures")
     add("--size", type=int, default=128, help="px a side of records on the fly (%(default)s)")
+    add("--placements", type=int, default=20, help="on the fly, for a pair of pictures an epoch")
     add("--depth-model", default="demo", help="for records on the fly; none: learn the mask alone")
     add("--depth-input", type=int, default=128, help="px a side the depth model sees (%(default)s)")
     add("--out", type=Path, default=Path("out/example"), help="folder of the results (%(default)s)")
