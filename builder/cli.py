@@ -196,6 +196,8 @@ def build(
     FOREGROUNDS holds cut-outs with an alpha channel, BACKGROUNDS photographs. With --demo give
     OUT alone. An interrupted build is resumed by the same command.
     """
+    if engine == "local" and (address is not None or num_gpus_per_worker is not None):
+        raise click.UsageError("--address and --num-gpus-per-worker are for --engine ray.")
     foregrounds, backgrounds, out = _folders(paths, demo, with_out=True)
     assert out is not None
     recipe, pinned = _chosen_recipe(ctx, recipe_file, values)

@@ -74,7 +74,9 @@ class Job:
 
 
 # Makes shards; yields each with None, or with the cause of its failure.
-Engine = Callable[[Job, list[Task], "int | None", Progress], Iterator[tuple[Task, "str | None"]]]
+Engine = Callable[
+    [Job, "list[Task]", int, "int | None", Progress], Iterator[tuple[Task, "str | None"]]
+]
 
 
 def load_estimator(
@@ -159,7 +161,7 @@ def build_shards(
         desc="records",
         disable=None if options.progress else True,
     ) as bar:
-        for (split, shard), cause in engine(job, pending, workers, bar.update):
+        for (split, shard), cause in engine(job, pending, len(pending), workers, bar.update):
             if cause is not None:
                 failed[plan.splits[split].shard_name(shard)] = cause
     names = [s.shard_name(i) for s in plan.splits.values() for i in range(s.n_shards)]
@@ -178,19 +180,20 @@ def default_workers(model: DepthModel | None, device: Device) -> int:
 
 
 def map_shards(
-    job: Job, tasks: list[Task], workers: int | None, progress: Progress
+    job: Job, tasks: list[Task], n_tasks: int, workers: int | None, progress: Progress
 ) -> Iterator[tuple[Task, str | None]]:
     """Make shards here; yield each with None, or with the cause of its failure.
 
     Args:
+        n_tasks: the most there may be.
         workers: processes; 1 works in this process, None is one a core, or one for a GPU.
 
     Raises:
         FgbgError: what no shard can be made without is missing or broken.
     """
-    if not tasks:
+    if not n_tasks:
         return
-    workers = min(workers or default_workers(job.model, job.options.device), len(tasks))
+    workers = min(workers or default_workers(job.model, job.options.device), n_tasks)
     if workers == 1:
         yield from _map_here(job, tasks, progress)
     else:

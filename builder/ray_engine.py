@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import ModuleType
@@ -33,23 +32,25 @@ _SEEN_WITHIN_SECONDS = 60  # network file systems show a file of another node la
 
 
 def map_shards(
-    job: Job, tasks: list[Task], workers: int | None, progress: Progress
+    job: Job, tasks: Iterable[Task], n_tasks: int, workers: int | None, progress: Progress
 ) -> Iterator[tuple[Task, str | None]]:
     """Make shards on a Ray cluster; yield each with None, or with the cause of its failure.
 
     Args:
+        tasks: each is taken when there is an actor for it.
+        n_tasks: the most there may be.
         workers: actors; None is as many as the cluster's processors, or GPUs, have room for.
 
     Raises:
         FgbgError: there is no Ray or no cluster, a node can not take part, or what no shard can
             be made without is missing or broken.
     """
-    if not tasks:
+    if not n_tasks:
         return
     with _connected(job.options.address) as ray:
         resources = _resources(ray, job)
-        count = min(workers or _room(ray, resources), len(tasks))
-        yield from _Crew(ray, job, count, resources, progress).run(tasks)
+        count = min(workers or _room(ray, resources), n_tasks)
+        yield from _Crew(ray, job, count, resources, progress).run(iter(tasks))
 
 
 @contextmanager
@@ -210,25 +211,25 @@ class _Crew:
         self._running: dict[Any, tuple[int, Task]] = {}  # by the reference to the result
         self._asked: dict[Any, int] = {}
         self._states: dict[int, tuple[Task | None, int]] = {}
-        self._progress, self._made, self._told = progress, 0, 0
+        self._progress, self._made, self._told, self._more = progress, 0, 0, True
 
-    def run(self, tasks: list[Task]) -> Iterator[tuple[Task, str | None]]:
+    def run(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, str | None]]:
         """Make shards, each by the first actor that is free."""
-        waiting = deque(tasks)
         # An actor for which there is no room yet gets no shard: it would wait with it.
         loading = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
         try:
-            while waiting or self._running:
+            # Those that still load when a free one finds nothing to do are not waited for.
+            while self._running or self._more:
                 done, _ = self._ray.wait([*loading, *self._running], timeout=_POLL_SECONDS)
                 for reference in done:
                     cause = self._result(reference)
                     if reference in loading:
                         if cause:
                             raise FgbgError(f"a Ray worker can not start: {cause}.")
-                        self._next(loading.pop(reference), waiting)
+                        self._next(loading.pop(reference), tasks)
                         continue
                     number, task = self._running.pop(reference)
-                    self._next(number, waiting)
+                    self._next(number, tasks)
                     if cause is None:
                         self._await_commit(task)
                     yield task, cause
@@ -237,13 +238,14 @@ class _Crew:
             for actor in self._actors:
                 self._ray.kill(actor)
 
-    def _next(self, number: int, waiting: deque[Task]) -> None:
+    def _next(self, number: int, tasks: Iterator[Task]) -> None:
         """Give an actor its next shard, or its place to one that waits for a place."""
-        if waiting:
-            task = waiting.popleft()
-            self._running[self._actors[number].make.remote(task)] = number, task
-        else:
+        task = next(tasks, None)
+        if task is None:
+            self._more = False
             self._ray.kill(self._actors[number])
+        else:
+            self._running[self._actors[number].make.remote(task)] = number, task
 
     def _result(self, reference: Any) -> str | None:
         """Return None, or why a call failed; raise when every other one would fail too."""

@@ -21,8 +21,8 @@ import pytest
 from tests.e2e.running import COMMAND, OPTIONS, fgbg, files_of
 from tests.e2e.test_resume import commits, wait_until
 
-# 4 foregrounds x 5 backgrounds x 2 flips x 8 places = 320 records of 64 px in 83 shards
-RAY = (*OPTIONS, "--placements", "8", "--shard-records", "4")
+# 4 foregrounds x 5 backgrounds x 2 flips x 5 places = 200 records of 64 px in 53 shards
+RAY = (*OPTIONS[:-2], "--placements", "5", "--shard-records", "4")
 ENVIRONMENT = {
     **os.environ,
     "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the home folder
@@ -43,9 +43,9 @@ class Namespace:
         self.up = self._holder.stdout.readline() == "up\n"
         self._link = f"/proc/{self._holder.pid}/ns/net"
 
-    def start(self, *command: object, code: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    def start(self, *command: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["nsenter", f"--net={self._link}", *code, *map(str, command)],
+            ["nsenter", f"--net={self._link}", *map(str, command)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -116,7 +116,7 @@ class ThreeRaylets:
     def build(self, *arguments: object) -> subprocess.Popen[str]:
         """Start a build on the cluster; a later `--workers` in the arguments wins."""
         engine = ("--workers", 3, "--engine", "ray", "--address", self.address)
-        return self.namespace.start(*COMMAND, "build", *arguments, *engine)
+        return self.namespace.start(*COMMAND, "build", *engine, *arguments)
 
     def makers(self) -> list[int]:
         """The processes of the actors."""
@@ -183,7 +183,160 @@ def test_a_shard_that_fails_is_told_and_the_others_are_made(cluster, sources, tm
     assert process.returncode == 1, stderr
     assert "1 shard failed, 6 finished and kept:\n  unseen_both-00000-of-00001: Is" in stderr
     assert "To resume: fgbg build " in stderr
-    assert f"--engine ray --address {cluster.address}" in stderr
+    assert f"--engine ray --address {cluster.address} " in stderr
     in_the_way.rmdir()
     fgbg("build", *arguments)
     assert json.loads(fgbg("status", out, "--json").stdout)["finished"] is True
+
+
+def test_a_node_that_does_not_see_out_is_named(cluster, sources, tiny_model, tmp_path):
+    """A raylet on which another file system lies over the folder of OUT."""
+    join = f"exec ray start --address {cluster.address} --num-cpus 1 --block"
+    apart = cluster.namespace.start(
+        *("unshare", "-m", "sh", "-c", f"mount -t tmpfs none {tmp_path} && {join}")
+    )
+    try:
+        while "Ray runtime started" not in (line := apart.stdout.readline()):
+            assert line, apart.communicate()[1]
+        # long enough for every actor to be loaded before the others have made all shards
+        arguments = (*sources, tmp_path / "set", *RAY, "--placements", 100, "--workers", 4)
+        process = cluster.build(*arguments, "--depth-model", tiny_model)
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        apart.terminate()
+        apart.communicate(timeout=60)
+    assert process.returncode == 2, stderr
+    assert stderr.splitlines()[-1] == (
+        "Error: Ray node 127.0.0.1 can not take part: it sees nothing in "
+        f"{tmp_path}/.set.fgbg; OUT must be on storage that all nodes share."
+    )
+    assert gone(cluster.makers())
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_stopped_build_ends_the_ray_it_started(namespace, sources, tiny_model, tmp_path, number):
+    out = tmp_path / "set"
+    arguments = (*sources, out, *RAY, "--depth-model", tiny_model, "--workers", 2)
+    before = set(namespace.living())
+    process = namespace.start(*COMMAND, "build", *arguments, "--engine", "ray")
+    assert wait_until(process, lambda: len(commits(out)) >= 3), process.communicate()[1]
+    started = set(namespace.living()) - before
+    assert len(namespace.living(b"ray::_Maker")) == 2
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Finished shards are kept; the same command resumes." in stderr
+    assert gone(list(started))
+    assert not out.exists()
+
+
+def test_without_ray_one_sentence_says_what_to_install(sources, tmp_path):
+    program = "import sys; sys.modules['ray'] = None; " + COMMAND[-1]
+    arguments = (*sources, tmp_path / "set", *OPTIONS, "--depth-model", "none", "--engine", "ray")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "build", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "Error: engine 'ray' needs Ray; run `pip install fgbg-dataset[ray]`, or build without "
+        "--engine ray."
+    )
+
+
+def test_options_of_ray_are_not_taken_by_the_local_engine(sources, tmp_path):
+    done = fgbg("build", *sources, tmp_path / "set", "--address", "auto", code=2)
+    assert "--address and --num-gpus-per-worker are for --engine ray." in done.stderr
+
+
+@pytest.mark.slow
+def test_a_shard_on_which_three_processes_died_is_told(cluster, sources, tiny_model, tmp_path):
+    options = (*OPTIONS, "--placements", 400, "--holdout", 0, "--shard-records", 16000)
+    process = cluster.build(*sources, tmp_path / "set", *options, "--depth-model", tiny_model)
+    shards, killed = tmp_path / ".set.fgbg" / "shards", set()
+
+    def writing() -> set[int]:
+        """The actors whose temporary file is there."""
+        names = [path.name for path in shards.glob(".train*.tmp")]
+        return {pid for pid in cluster.makers() if any(f".{pid}." in name for name in names)}
+
+    for _ in range(3):
+        assert wait_until(process, lambda: writing() - killed), process.communicate()[1]
+        (pid,) = writing() - killed
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    told = "train-00000-of-00001: its process died 3 times (killed, or out of memory)\n"
+    assert told in stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_build_at_once(cluster, sources, tmp_path):
+    options = (*OPTIONS, "--placements", 50, "--shard-records", 50, "--depth-model", "none")
+    size = "size={}k"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size.format(1500), "none", tmp_path], check=True)
+    try:
+        process = cluster.build(*sources, tmp_path / "set", *options)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert stderr.splitlines()[-1].startswith(f"Error: {tmp_path}/set can not be written: No ")
+        assert gone(cluster.makers())
+        remount = f"remount,{size.format(90000)}"
+        subprocess.run(["mount", "-o", remount, tmp_path], check=True)
+        process = cluster.build(*sources, tmp_path / "set", *options)
+        assert process.communicate(timeout=120) and process.returncode == 0
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_told(namespace, sources, tmp_path):
+    process = namespace.start(
+        *(*COMMAND, "build", *sources, tmp_path / "set", *OPTIONS, "--depth-model", "none"),
+        *("--engine", "ray", "--address", "127.0.0.1:9"),
+    )
+    _, stderr = process.communicate(timeout=150)
+    assert process.returncode == 2
+    assert "no Ray cluster can be used at 127.0.0.1:9: " in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_at_random_points_change_no_byte(cluster, sources, tiny_model, undisturbed, tmp_path):
+    """SIGKILL of drivers, actors and raylets: four of each while a build runs."""
+    rng, out = random.Random(11), tmp_path / "set"
+    arguments = (*sources, out, *RAY, "--depth-model", tiny_model)
+    left = ["driver", "actor", "raylet"] * 4
+    rng.shuffle(left)
+    while left:
+        held = commits(out)
+        process = cluster.build(*arguments)
+        goal = len(held) + rng.randint(1, 8)
+        wait_until(process, lambda goal=goal: len(commits(out)) >= goal)
+        linger(process, 0.2 * rng.random())
+        makers = cluster.makers()
+        if process.poll() is None and makers:
+            kind = left.pop()
+            if kind == "actor":
+                os.kill(rng.choice(makers), signal.SIGKILL)
+            elif kind == "raylet":
+                cluster.ask(rng.randint(0, 1))
+            linger(process, 0 if kind == "driver" else 2 * rng.random())
+            process.kill()
+            if kind == "raylet":
+                assert cluster.ask("+") == 3
+        process.communicate()
+        assert gone(cluster.makers())
+        if out.exists():  # it was finished all the same: begin again
+            assert files_of(out) == files_of(undisturbed)
+            shutil.rmtree(out)
+        else:
+            assert held <= commits(out)
+    fgbg("build", *arguments)
+    assert files_of(out) == files_of(undisturbed)
