@@ -70,8 +70,9 @@ class SplitPlan:
         return shard * n // shards, (shard + 1) * n // shards
 
     def shard_name(self, shard: int) -> str:
-        """Return the name of a shard's file, without extension."""
-        return f"{self.name}-{shard:05d}-of-{self.n_shards:05d}"
+        """Return the name of a shard's file, without extension; the names sort as the shards."""
+        digits = max(5, len(str(self.n_shards)))
+        return f"{self.name}-{shard:0{digits}d}-of-{self.n_shards:0{digits}d}"
 
     def record_ids(self, start: int, stop: int) -> Ids:
         """Return the record ids at positions [start, stop) of the split, (stop - start,) int64."""

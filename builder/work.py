@@ -258,11 +258,11 @@ def read_recipe(folder: Path) -> PinnedRecipe:
 
 def shard_file(split: SplitPlan, shard: int, file_format: FileFormat) -> str:
     """Return the path of a shard inside OUT, as `datasets` expects it for the format."""
-    name = split.shard_name(shard)
     if file_format == "parquet":
-        return f"data/{name}.parquet"
+        return f"data/{split.shard_name(shard)}.parquet"
     # What `datasets` calls the files of a split that has one or several of them.
-    return f"{ARROW_PREFIX}-{name if split.n_shards > 1 else split.name}.arrow"
+    several = f"-{shard:05d}-of-{split.n_shards:05d}" if split.n_shards > 1 else ""
+    return f"{ARROW_PREFIX}-{split.name}{several}.arrow"
 
 
 def data_glob(split: str, file_format: FileFormat) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ import xxhash
 from datasets import load_dataset
 from PIL import Image
 
-from tests.e2e.running import OPTIONS, fgbg, files_of
+from tests.e2e.running import COMMAND, OPTIONS, fgbg, files_of
 
 SPLITS = {"train": 54, "unseen_background": 36, "unseen_foreground": 18, "unseen_both": 12}
 
@@ -361,6 +363,28 @@ def test_status_of_a_finished_build_and_of_nothing(built, tmp_path):
     assert state["records_done"] == state["records"] == 120
     refused = fgbg("status", tmp_path / "nothing", code=2)
     assert "is not a build of fgbg, nor is one being made there" in refused.stderr
+
+
+def test_a_billion_records_are_planned_like_a_hundred(sources):
+    few, many = (
+        plan_of(*sources, *OPTIONS, "--depth-model", "none", "--placements", placements)
+        for placements in (3, 25_000_000)
+    )
+    assert few[0]["records"] == 120
+    assert many[0]["records"] == 10**9
+    assert sum(many[0]["shards"].values()) == pytest.approx(25_000_000, abs=4)
+    assert many[1].ru_maxrss < few[1].ru_maxrss + 20_000  # KiB
+    assert many[1].ru_utime < few[1].ru_utime + 2  # s
+
+
+def plan_of(*arguments: object) -> tuple[dict[str, Any], resource.struct_rusage]:
+    """What `fgbg plan` says, and what it took."""
+    command = [*COMMAND, "plan", *map(str, arguments), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        text = process.stdout.read()
+        _, process.returncode, usage = os.wait4(process.pid, 0)
+    assert process.returncode == 0
+    return json.loads(text), usage
 
 
 def test_plan_says_what_the_build_made(built, sources, tiny_model):

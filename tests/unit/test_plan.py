@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from datasets.naming import filenames_for_dataset_split
 
 from builder.plan import (
     SPLITS,
@@ -23,6 +24,7 @@ from builder.plan import (
     random_words,
 )
 from builder.recipe import PinnedRecipe, Recipe
+from builder.work import ARROW_PREFIX, shard_file
 from tests.strategies import entry, pinned
 
 
@@ -126,6 +128,22 @@ def test_shard_names_are_known_beforehand() -> None:
         "train-00001-of-00003",
         "train-00002-of-00003",
     ]
+
+
+def test_the_names_of_a_million_shards_sort_as_the_shards_do() -> None:
+    split = Plan(pinned(10, 10, placements=5_000_000)).splits["train"]
+    assert split.shard_name(99_999) == "train-0099999-of-1000000"
+    assert split.shard_name(999_999) == "train-0999999-of-1000000"
+    some = [0, 9, 10, 99_999, 100_000, 999_999]
+    assert sorted(map(split.shard_name, some)) == list(map(split.shard_name, some))
+
+
+@pytest.mark.parametrize("shards", [1, 3, 100_001])
+def test_arrow_shards_are_named_as_datasets_looks_for_them(shards: int) -> None:
+    split = Plan(pinned(1, 1, placements=shards, flip=False, shard_records=1)).splits["train"]
+    lengths = [1] * shards if shards > 1 else None
+    wanted = filenames_for_dataset_split("", ARROW_PREFIX, "train", "arrow", shard_lengths=lengths)
+    assert [shard_file(split, shard, "arrow") for shard in range(shards)] == wanted
 
 
 def test_the_order_of_records_does_not_depend_on_the_shard_size() -> None:
