@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import scale
 from builder.cli import main
 from builder.recipe import Recipe
 from builder.schema import COLUMNS
@@ -55,6 +57,26 @@ def test_python_in_the_readme_parses():
     assert len(blocks) >= 5
     for block in blocks:
         compile(block, "README.md", "exec")
+
+
+def test_the_tables_of_docs_scale_are_those_of_the_measured_figures():
+    page = scale.PAGE.read_text()
+    assert scale.with_tables(page, json.loads(scale.MEASURED.read_text())) == page
+
+
+def test_the_arithmetic_of_scale():
+    assert scale.shard_records(400_000) == 1000
+    assert scale.shard_records(9_000_001) == 2000
+    assert scale.shard_records(10**9) == 200_000
+    measured = {
+        "records_per_s": {"none": {"local": {"1": 1100.0, "2": 2000.0}}},
+        "bytes_per_record": {"none": 20_000},
+    }
+    assert scale.derived_table(measured)[2:] == [
+        "| 4e5 | none | 8 GB | 1,000 | 400 | 20 MB | 4 | 3.33 min | 4 s | 1 s |",
+        "| 1e7 | none | 200 GB | 2,000 | 5,000 | 40 MB | 50 | 83.3 min | 100 s | 10 s |",
+        "| 1e9 | none | 20 TB | 200,000 | 5,000 | 4 GB | 50 | 5.79 days | 2.78 h | 16.7 min |",
+    ]
 
 
 def test_version_and_usage():
