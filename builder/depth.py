@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.errors import DepthModelError
+from builder.model_folder import (
+    bounded,
+    check_numbers,
+    pixel_scaling,
+    read_config,
+    weight_files,
+)
 from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, DepthMeaning, Precision, Recipe
 from builder.sources import demo_folders, sha256_file
+from builder.untrusted import printable
 
 if TYPE_CHECKING:
     import torch
@@ -147,20 +154,15 @@ def _download(repo_id: str, revision: str | None) -> Path:
 
 
 def _describe(name: str, folder: Path, recipe: Recipe) -> DepthInfo:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = str(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
+    config = read_config(name, folder)
+    check_numbers(name, config)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
         raise DepthModelError(
-            f"depth model {name!r}: {folder} has no readable config.json with a model_type; "
-            "give the folder of a Transformers model."
-        ) from None
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise DepthModelError(
-            f"depth model {name!r} has no .safetensors file. Pickled weights are never loaded; "
-            "convert them first, for example with `model.save_pretrained(folder)`."
+            f"depth model {name!r}: {folder}/config.json has no model_type; give the folder of a "
+            "Transformers model."
         )
+    weights = weight_files(name, folder, config)
     info = DepthInfo(
         model=name,
         revision=recipe.depth_revision,
@@ -180,8 +182,13 @@ def _describe(name: str, folder: Path, recipe: Recipe) -> DepthInfo:
     if kind == "metric":
         if model_type != "densedepth":
             return info
-        high = float(config.get("max_depth", 10.0))
-        low = float(config.get("min_depth") or high / 100)
+        try:
+            high = float(config.get("max_depth", 10.0))
+            low = float(config.get("min_depth") or high / 100)
+        except (TypeError, ValueError):
+            raise DepthModelError(
+                f"depth model {name!r}: max_depth or min_depth in its config.json is no number."
+            ) from None
         far = min(_MAX_STORED, round(high * _MM_PER_M))
         return replace(info, near=max(1, round(low * _MM_PER_M)), far=far)
     scale = _RELATIVE_SCALE.get(model_type, _OTHER_RELATIVE_SCALE)
@@ -327,16 +334,13 @@ def _pixel_settings(name: str, folder: Path) -> dict[str, Any]:
         ("processor_config.json", "image_processor"),
     ):
         if (folder / file).is_file():
-            try:
-                content = json.loads((folder / file).read_text(encoding="utf-8"))
-                settings: dict[str, Any] = content[key] if key else content
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DepthModelError(
-                    f"{name}: {folder / file} can not be read: {error}."
-                ) from None
-            return settings
+            content = read_config(name, folder, file)
+            settings = content.get(key) if key else content
+            if isinstance(settings, dict):
+                return settings
     raise DepthModelError(
-        f"{name}: {folder} has no preprocessor_config.json, which says how pixels are scaled."
+        f"depth model {name!r}: {folder} has no preprocessor_config.json, which says how pixels "
+        "are scaled."
     )
 
 
@@ -373,25 +377,30 @@ def _one_thread() -> Iterator[None]:
 def _load_network(model: DepthModel) -> Any:
     """Return a model's network in float32, with every weight from its files."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForDepthEstimation
     from transformers.utils import logging
 
     import builder.densedepth  # noqa: F401 - registers its classes with the Auto classes
 
     name = f"depth model {model.info.model!r}"
+    config = read_config(model.info.model, model.folder)
+    weights = weight_files(model.info.model, model.folder, config)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # loading is short, and would be shown once a process
     try:
-        network, loading = AutoModelForDepthEstimation.from_pretrained(
-            model.folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise DepthModelError(f"{name} can not be loaded from {model.folder}: {error}") from None
+        with bounded(model.info.model, weights):
+            network, loading = AutoModelForDepthEstimation.from_pretrained(
+                model.folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except DepthModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a config that makes no sense can raise anything
+        why = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:1000]
+        raise DepthModelError(f"{name} can not be loaded from {model.folder}: {why}") from None
     finally:
         if bars:
             logging.enable_progress_bar()
@@ -446,7 +455,7 @@ class DepthEstimator:
         network = _load_network(model)
         if self._device.type == "cpu" and isinstance(network, DenseDepthForDepthEstimation):
             use_tapwise(network, self._input)
-        self._normalise(_pixel_settings(f"depth model {model.info.model!r}", model.folder))
+        self._normalise(_pixel_settings(model.info.model, model.folder))
         self._run: OpenVinoBackend | TorchBackend
         if self.backend == "torch":
             self._run = TorchBackend(network, recipe.precision, self._device)
@@ -464,10 +473,7 @@ class DepthEstimator:
         """Set `_factor`, `_offset` so that a pixel's input is value * factor + offset."""
         import torch
 
-        scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-        mean, std = [0.0], [1.0]
-        if settings.get("do_normalize", False):
-            mean, std = settings["image_mean"], settings["image_std"]
+        scale, mean, std = pixel_scaling(self.info.model, settings)
         mean_, std_ = (torch.tensor(v, device=self._device).view(1, -1, 1, 1) for v in (mean, std))
         self._factor, self._offset = scale / std_, -mean_ / std_
 

@@ -33,7 +33,7 @@ print(json.dumps(result))
 
 
 def limited(
-    command: list[str], *, memory: int = 4 * GIB, seconds: float = 120
+    command: list[str], *, memory: int = 4 * GIB, seconds: float = 120, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that may not map more than `memory` bytes nor run longer than `seconds`."""
 
@@ -48,6 +48,7 @@ def limited(
         errors="surrogateescape",
         timeout=seconds,
         preexec_fn=limit,
+        **options,
     )
     assert done.returncode >= 0, f"killed by signal {-done.returncode}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr

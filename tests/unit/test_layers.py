@@ -25,6 +25,7 @@ ROOMS = (
     "composition",
     "densedepth",
     "backends",
+    "model_folder",
     "depth",
     "render",
     "stats",
