@@ -12,10 +12,11 @@ import json
 import re
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
 from builder.errors import RecipeError
+from builder.untrusted import parse_json, printable, read_text, shown
 
 # Raised whenever the same recipe would make other pixels than an earlier version did.
 RECIPE_FORMAT = 1
@@ -42,10 +43,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "DepthQuantity": get_args(DepthQuantity),
 }
 
+MAX_RECIPE_BYTES = 2**28  # of recipe.json: some 600,000 sources
 MAX_CREDIT_CHARACTERS = 2000  # of an author, a licence or a url
 
 _MAX_RECORDS = 2**62
+_MAX_SHARDS = 2_000_000  # their names are held in memory; 10^9 records at 1000 each need half
+_MAX_TEXT = 4096  # characters; also the longest path of most systems
+_MAX_FILE_TEXT = 8 * _MAX_TEXT  # of a path some of whose characters are escaped
+_SHA256 = re.compile("[0-9a-f]{64}")
 _MAX_SIDE = 4096  # px of a record, so of a prepared source too
+_MAX_SOURCE_SIDE = 2**31 - 1
 _MAX_STORED = 65535  # 16 bits
 
 _REPO_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
@@ -107,6 +114,8 @@ class Recipe:
         for name in ("holdout", "depth_precision"):
             # 0, 0.0 and -0.0 are one recipe, so they need one fingerprint
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+        for name in ("depth_model", "depth_revision"):
+            _check_text(name, getattr(self, name) or "", _MAX_TEXT)
         if not self.depth_model:
             raise RecipeError("depth_model is empty; give a folder, a Hub id, 'demo' or 'none'.")
         if self.depth_input is None:
@@ -134,8 +143,9 @@ class Recipe:
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
+            names = printable(", ".join(unknown))[:_MAX_TEXT]
             raise RecipeError(
-                f"unknown recipe field {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+                f"unknown recipe field {names}; known are {', '.join(sorted(known))}."
             )
         return cls(**values)
 
@@ -159,7 +169,7 @@ def _check_type(name: str, value: object, annotation: str) -> None:
     if annotation in CHOICES:
         allowed = CHOICES[annotation]
         if value not in allowed:
-            raise RecipeError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+            raise RecipeError(f"{name} is {shown(value)}; it must be one of {', '.join(allowed)}.")
         return
     wanted: tuple[type, ...] = {
         "bool": (bool,),
@@ -171,7 +181,7 @@ def _check_type(name: str, value: object, annotation: str) -> None:
     }[annotation]
     # bool is an int to Python, but `placements=True` is a mistake to everybody else.
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        raise RecipeError(f"{name} is {value!r}; it must be of type {annotation}.")
+        raise RecipeError(f"{name} is {shown(value)}; it must be of type {annotation}.")
 
 
 def _check_range(
@@ -180,7 +190,28 @@ def _check_range(
     # Written so that NaN fails too.
     if not low <= value <= high:
         upper = f"{high_name} ({high})" if high_name else f"{high}"
-        raise RecipeError(f"{name} is {value}; it must lie between {low} and {upper}.")
+        raise RecipeError(f"{name} is {shown(value)}; it must lie between {low} and {upper}.")
+
+
+def _check_text(name: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise RecipeError(f"{name} has {len(text)} characters; at most {most} are allowed.")
+    if printable(text) != text:
+        raise RecipeError(f"{name} is {shown(text)}; control characters are not allowed.")
+
+
+def _check_sha256(name: str, text: str) -> None:
+    if not _SHA256.fullmatch(text):
+        raise RecipeError(f"{name} is {shown(text)}; it must be 64 hexadecimal digits.")
+
+
+def credit_fault(text: str) -> str | None:
+    """Say why a text can not be an author, licence or url; None if it can."""
+    if len(text) > MAX_CREDIT_CHARACTERS:
+        return f"has a cell of more than {MAX_CREDIT_CHARACTERS} characters"
+    if any(printable(word) != word for word in text.split()):
+        return "holds control characters"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +236,21 @@ class SourceEntry:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_text("id", self.id, _MAX_TEXT)
+        _check_text("file", self.file, _MAX_FILE_TEXT)
+        if not self.id or "/" in self.id:
+            raise RecipeError(f"id is {shown(self.id)}; it must be a name without folder.")
+        path = PurePosixPath(self.file)
+        if path.is_absolute() or not path.parts or ".." in path.parts:
+            raise RecipeError(f"file is {shown(self.file)}; it must be a path inside its folder.")
+        _check_sha256("sha256", self.sha256)
+        for name in ("author", "licence", "url"):
+            if fault := credit_fault(getattr(self, name)):
+                raise RecipeError(f"{name} of {shown(self.id)} {fault}.")
         _check_range("width", self.width, 1, _MAX_SIDE)
         _check_range("height", self.height, 1, _MAX_SIDE)
+        for name in ("source_width", "source_height"):
+            _check_range(name, getattr(self, name), 1, _MAX_SOURCE_SIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +274,10 @@ class DepthInfo:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        for name in ("model", "revision", "model_type", "unit"):
+            _check_text(name, getattr(self, name) or "", _MAX_TEXT)
+        _check_sha256("weights_sha256", self.weights_sha256)
+        _check_range("scale", self.scale, 1e-6, 1e6)
         _check_range("far", self.far, 1, _MAX_STORED)
         _check_range("near", self.near, 1, self.far, "far")
 
@@ -279,8 +327,20 @@ class PinnedRecipe:
             del values[name]  # what they lead to stands in `depth`: weights, kind, quantity
         return values
 
+    def _check_files(self) -> None:
+        """Refuse a set of more files than anybody builds, before a list of them is made."""
+        if (shards := self.n_records // self.recipe.shard_records) > _MAX_SHARDS:
+            raise RecipeError(
+                f"{shards} files are more than the {_MAX_SHARDS} allowed; raise shard_records."
+            )
+
     def to_json(self) -> str:
-        """Return the text of `recipe.json`."""
+        """Return the text of `recipe.json`.
+
+        Raises:
+            RecipeError: a set of so many files, or a file of so many sources, is not built.
+        """
+        self._check_files()
         content = {
             "format": RECIPE_FORMAT,
             "fingerprint": self.fingerprint,
@@ -291,7 +351,10 @@ class PinnedRecipe:
             "backgrounds": [dataclasses.asdict(s) for s in self.backgrounds],
             "skipped": [list(pair) for pair in self.skipped],
         }
-        return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        if len(text.encode()) > MAX_RECIPE_BYTES:
+            raise RecipeError(f"recipe.json would have more than {MAX_RECIPE_BYTES} bytes.")
+        return text
 
     @classmethod
     def from_json(cls, text: str, name: str = "recipe.json") -> PinnedRecipe:
@@ -307,15 +370,17 @@ class PinnedRecipe:
                 foregrounds=tuple(SourceEntry(**s) for s in content["foregrounds"]),
                 backgrounds=tuple(SourceEntry(**s) for s in content["backgrounds"]),
                 depth=DepthInfo(**content["depth"]) if content["depth"] else None,
-                skipped=tuple((str(a), str(b)) for a, b in content["skipped"]),
+                skipped=tuple((printable(a), printable(b)) for a, b in content["skipped"]),
             )
+            pinned._check_files()
             if content["fingerprint"] != pinned.fingerprint:
                 raise RecipeError("its fingerprint does not fit its content; it was edited.")
         except RecipeError as error:
             raise RecipeError(f"{name}: {error}") from None
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RecipeError(
-                f"{name} is not a recipe.json of fgbg build ({type(error).__name__}: {error})."
+                f"{name} is not a recipe.json of fgbg build "
+                f"({type(error).__name__}: {printable(str(error))[:200]})."
             ) from None
         return pinned
 
@@ -383,8 +448,8 @@ def load_recipe(path: Path) -> tuple[Recipe, PinnedRecipe | None]:
         RecipeError: the file is missing, is not JSON or is not a recipe.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_RECIPE_BYTES)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path} can not be read: {error}") from None
     content = _json_object(text, str(path))
     if "recipe" in content:
@@ -398,8 +463,8 @@ def load_recipe(path: Path) -> tuple[Recipe, PinnedRecipe | None]:
 
 def _json_object(text: str, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise RecipeError(f"{name} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{name} is not a recipe: it holds no JSON object.")

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 
 from builder.errors import BadSourcesError, FgbgError
-from builder.recipe import MAX_CREDIT_CHARACTERS, Recipe, SourceEntry
+from builder.recipe import Recipe, SourceEntry, credit_fault
 from builder.untrusted import printable, read_text, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -312,10 +312,8 @@ def _parse_credits(
             reason = f"names {shown(file)}, which is not there"
         elif file in credits:
             reason = f"names {shown(file)} a second time"
-        elif max(map(len, credit)) > MAX_CREDIT_CHARACTERS:
-            reason = f"has a cell of more than {MAX_CREDIT_CHARACTERS} characters"
-        elif not all(printable(cell) == cell for cell in " ".join(credit).split()):
-            reason = "holds control characters"
+        else:
+            reason = next(filter(None, map(credit_fault, credit)), "")
         if not reason:
             credits[file] = credit
         elif len(problems) < _MAX_CREDIT_PROBLEMS:

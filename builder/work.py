@@ -19,9 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from builder.depth import DepthModel, locate_model
-from builder.errors import BadSourcesError, NotABuildError, OutputError, RecipeMismatchError
+from builder.errors import (
+    BadSourcesError,
+    NotABuildError,
+    OutputError,
+    RecipeError,
+    RecipeMismatchError,
+)
 from builder.plan import Plan, SplitPlan, hold_out
-from builder.recipe import PinnedRecipe, Recipe, SourceEntry
+from builder.recipe import MAX_RECIPE_BYTES, PinnedRecipe, Recipe, SourceEntry
 from builder.shards import (
     Commit,
     FileFormat,
@@ -34,6 +40,7 @@ from builder.shards import (
 )
 from builder.sources import Kind, PreparedFolder, Source, prepare, sha256_file
 from builder.stats import Statistics
+from builder.untrusted import read_text
 
 RECIPE_FILE = "recipe.json"
 CARD_FILE = "README.md"
@@ -253,7 +260,10 @@ def read_recipe(folder: Path) -> PinnedRecipe:
     path = folder / RECIPE_FILE
     if not path.is_file():
         raise NotABuildError(f"{folder} is not a finished build of fgbg: it has no {RECIPE_FILE}.")
-    return PinnedRecipe.from_json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return PinnedRecipe.from_json(read_text(path, MAX_RECIPE_BYTES), str(path))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} can not be read: {error}") from None
 
 
 def shard_file(split: SplitPlan, shard: int, file_format: FileFormat) -> str:
