@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import fields
 from functools import reduce
@@ -22,10 +21,10 @@ from builder.work import (
     ARROW_PREFIX,
     CARD_FILE,
     SOURCES_FILE,
-    STATISTICS_FILE,
     built_format,
     data_glob,
     read_recipe,
+    read_statistics,
 )
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def card_text(
     from huggingface_hub import DatasetCard, DatasetCardData
 
     pinned, path = read_recipe(out).public(), out / CARD_FILE
-    content = json.loads((out / STATISTICS_FILE).read_text(encoding="utf-8"))
+    splits = read_statistics(out, Plan(pinned))
     if old is None and path.is_file():
         old = path.read_text(encoding="utf-8")
     keys, text = _parts(old or "")
@@ -96,12 +95,12 @@ def card_text(
     if license:
         kept["license"] = license
     config = config or _records_config(keys)
-    values = _yaml(out, pinned, content["splits"], config)
+    values = _yaml(out, pinned, splits, config)
     for key in ("configs", "dataset_info"):
         values[key] += _foreign(keys, key, {entry["config_name"] for entry in values["configs"]})
     data = DatasetCardData(**{**values, **kept})
     heading, used = re.search(r"^# (.+)$", text, re.MULTILINE), _LOCATION.search(text)
-    variables = _variables(out, pinned, content["splits"])
+    variables = _variables(out, pinned, splits)
     variables["title"] = title or (heading[1] if heading else out.absolute().name)
     variables["location"] = location or (used[1] if used else variables["title"])
     variables["config"] = config
@@ -119,6 +118,7 @@ _BLOCK = re.compile(
     r"<!-- fgbg:(?P<name>\w+) begin\b[^>]*-->(?:(?!<!-- fgbg:).)*<!-- fgbg:(?P=name) end -->",
     re.DOTALL,
 )
+_WEB_ADDRESS = re.compile(r"https?://[^\s<>|`\\]+", re.ASCII)
 _LOCATION = re.compile(r'load_dataset\("([^"\n]+)"')
 
 
@@ -264,13 +264,13 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
     from builder import __version__
 
     recipe, plan = pinned.recipe, Plan(pinned)
-    parts = [Statistics.from_json(split["statistics"]) for split in splits.values()]
-    total = reduce(_added, parts)
+    total = reduce(_added, (split["statistics"] for split in splits.values()))
     listed = _credits(pinned)
     return {
         "n_records": _number(plan.n_records),
         "recipe": recipe,
         "depth": pinned.depth,
+        "depth_model": _cell(pinned.depth.model.replace("./", "")) if pinned.depth else None,
         "demo": recipe.depth_model == DEMO_DEPTH_MODEL,
         "version": __version__,
         "fingerprint": pinned.fingerprint,
@@ -412,7 +412,7 @@ def _credits(pinned: PinnedRecipe) -> list[dict[str, str]]:
             "kind": kind[:-1],
             "author": _cell(entry.author),
             "licence": _cell(entry.licence),
-            "url": _cell(entry.url),
+            "url": _link(entry.url),
         }
         for kind, entries in _kinds(pinned)
         for entry in entries
@@ -428,6 +428,11 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return _cell(f"{value:g}" if isinstance(value, float) else value)
+
+
+def _link(url: str) -> str:
+    """Return a web address as a link that survives its underscores, anything else as text."""
+    return f"<{url}>" if _WEB_ADDRESS.fullmatch(url) else _cell(url)
 
 
 def _cell(value: object) -> str:

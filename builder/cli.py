@@ -27,6 +27,7 @@ from builder.recipe import (
     meaning,
 )
 from builder.sources import demo_folders
+from builder.untrusted import printable
 
 Command = Callable[..., Any]
 
@@ -55,7 +56,7 @@ class _Group(click.Group):
             message = "interrupted. Finished shards are kept; the same command resumes."
             code = 130
         click.secho("Error: ", fg="red", nl=False, err=True)
-        click.echo(message, err=True)
+        click.echo(_printable(message), err=True)
         return ctx.exit(code)
 
 
@@ -247,7 +248,12 @@ def _dataset(foregrounds: Path, backgrounds: Path, recipe: Recipe, skip_bad: boo
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(_printable(text), err=True)
+
+
+def _printable(text: str) -> str:
+    """Return lines without what would steer the terminal; names and texts of others hold it."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _silent(_text: str) -> None:
@@ -277,10 +283,11 @@ def _report_sources(project: Any, say: Callable[[str], None]) -> None:
 
 def _tell_result(out: Path, result: dict[str, Any]) -> None:
     splits = ", ".join(f"{name} {records}" for name, records in result["splits"].items())
-    click.echo(f"{result['records']} records in {out} ({splits}), {_size(result['size_bytes'])}.")
-    click.echo(f"  card     {out / 'README.md'}")
-    click.echo(f"  samples  {out / 'assets' / 'samples.png'}, {out / 'assets' / 'preview.html'}")
-    click.echo(f'  use      load_dataset("{out}", split="train")')
+    shown = printable(str(out))
+    click.echo(f"{result['records']} records in {shown} ({splits}), {_size(result['size_bytes'])}.")
+    click.echo(f"  card     {shown}/README.md")
+    click.echo(f"  samples  {shown}/assets/samples.png, {shown}/assets/preview.html")
+    click.echo(f'  use      load_dataset("{shown}", split="train")')
 
 
 def _size(size_bytes: float) -> str:
@@ -362,7 +369,7 @@ def status(out: Path, as_json: bool) -> None:
         click.echo(f"{name:<20}{records:>22}{shards:>16}")
     share = result["records_done"] / result["records"]
     state = "finished" if result["finished"] else f"{share:.1%} done; run the build again to go on"
-    click.echo(f"{out}: {state}")
+    click.echo(_printable(f"{out}: {state}"))
 
 
 @main.command()
@@ -373,7 +380,7 @@ def card(out: Path, license_: str | None, title: str | None) -> None:
     """Write README.md of the finished build OUT again."""
     from builder.card import write_card
 
-    click.echo(write_card(out, license=license_, title=title))
+    click.echo(_printable(str(write_card(out, license=license_, title=title))))
 
 
 @main.command()
@@ -383,7 +390,7 @@ def preview(out: Path) -> None:
     from builder.preview import write_preview
 
     for path in write_preview(out):
-        click.echo(path)
+        click.echo(_printable(str(path)))
 
 
 @main.command("verify")

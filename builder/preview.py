@@ -14,7 +14,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ _TABLE_PX = TABLE_RECORDS * 256 * 256  # of larger records there are fewer, so t
 _TABLE_QUALITY = 90
 _MIN_SHEET_ROWS = 4  # one a split
 _MAX_SHEET_BYTES = 1_800_000
+_MAX_PICTURE_SIDE = 4096  # px, of any record or prepared source
 _MAX_SIDE = 256  # px; larger records are shown reduced, smaller ones enlarged up to this
 _MAX_EMBEDDED_BYTES = 40_000  # larger composites are encoded again for the page
 _PAGE_QUALITY = 85
@@ -220,7 +221,10 @@ def read_samples(out: Path, pinned: PinnedRecipe) -> dict[str, list[Sample]]:
     for name, positions in choose(plan).items():
         path = out / shard_file(plan.splits[name], 0, built_format(out))
         samples[name] = []
-        for row in read_rows(path, positions, columns):
+        due = plan.splits[name].record_ids(0, max(positions) + 1)[positions].tolist()
+        for record_id, row in zip(due, read_rows(path, positions, columns), strict=True):
+            if row["record_id"] != record_id:
+                raise NotABuildError(f"{path} holds other records than its recipe says.")
             depth = None
             if codec:
                 with Image.open(io.BytesIO(row["depth"]["bytes"])) as image:
@@ -295,7 +299,29 @@ def read_rows(path: Path, positions: Sequence[int], columns: list[str]) -> list[
         raise NotABuildError(f"{path} can not be read: {error}") from None
     if wanted - found.keys():
         raise NotABuildError(f"{path} has fewer rows than its recipe says.")
+    for row in found.values():
+        _check_pictures(path, row)
     return [found[position] for position in positions]
+
+
+def _check_pictures(path: Path, row: Mapping[str, Any]) -> None:
+    """Refuse what a build has not written, before anything relies on it."""
+    try:
+        if any(value is None for value in row.values()):
+            raise ValueError("a value is missing")
+        for value in row.values():
+            if isinstance(value, dict):
+                with Image.open(
+                    io.BytesIO(value["bytes"]), formats=("PNG", "JPEG", "WEBP")
+                ) as image:
+                    if max(image.size) > _MAX_PICTURE_SIDE:
+                        raise ValueError(f"a picture is {image.width}x{image.height} px")
+                    image.load()
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged pictures
+        why = printable(f"{type(error).__name__}: {error}")[:200]
+        raise NotABuildError(
+            f"{path} holds a row that no build has written ({why}); see `fgbg verify`."
+        ) from None
 
 
 def _batches(path: Path, wanted: set[int], columns: list[str]) -> Iterator[tuple[int, Any]]:

@@ -10,7 +10,6 @@ does it straight into the batch, several times as fast as picture by picture.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,8 @@ from builder.plan import TRAIN
 from builder.recipe import PinnedRecipe
 from builder.schema import IMAGE_COLUMNS
 from builder.stats import Statistics
-from builder.work import RECIPE_FILE, STATISTICS_FILE, read_recipe
+from builder.untrusted import parse_json, read_text
+from builder.work import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ class RecordReader:
             folder = _fetch(os.fspath(source), revision, token)
         pinned = read_recipe(folder)
         try:
-            content = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
+            content = parse_json(read_text(folder / STATISTICS_FILE, MAX_STATISTICS_BYTES))
             held = content["fingerprint"]
             statistics = Statistics.from_json(content["splits"][TRAIN]["statistics"])
         except (OSError, ValueError, LookupError, TypeError) as error:

@@ -51,6 +51,7 @@ _MAX_SHARDS = 2_000_000  # their names are held in memory; 10^9 records at 1000 
 _MAX_TEXT = 4096  # characters; also the longest path of most systems
 _MAX_FILE_TEXT = 8 * _MAX_TEXT  # of a path some of whose characters are escaped
 _SHA256 = re.compile("[0-9a-f]{64}")
+_WORD = re.compile(r"[\w./-]{0,200}", re.ASCII)
 _MAX_SIDE = 4096  # px of a record, so of a prepared source too
 _MAX_SOURCE_SIDE = 2**31 - 1
 _MAX_STORED = 65535  # 16 bits
@@ -274,8 +275,11 @@ class DepthInfo:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("model", "revision", "model_type", "unit"):
-            _check_text(name, getattr(self, name) or "", _MAX_TEXT)
+        for name in ("model", "unit"):
+            _check_text(name, getattr(self, name), _MAX_TEXT)
+        for name in ("revision", "model_type"):
+            if not _WORD.fullmatch(getattr(self, name) or ""):
+                raise RecipeError(f"{name} is {shown(getattr(self, name))}; that is no name.")
         _check_sha256("weights_sha256", self.weights_sha256)
         _check_range("scale", self.scale, 1e-6, 1e6)
         _check_range("far", self.far, 1, _MAX_STORED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from builder.encoding import DepthCodec, decode_image, encode_image, encode_mask
+from builder.errors import NotABuildError, RecipeError
 from builder.recipe import PinnedRecipe, SourceEntry
 from builder.render import Record
 from builder.schema import IMAGE_COLUMNS, SOURCE_COLUMNS, Column, features, record_columns
 from builder.sources import Source, sha256_file
 from builder.stats import Statistics
+from builder.untrusted import parse_json, printable, read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 FileFormat = Literal["parquet", "arrow"]
 
 ROW_GROUP_RECORDS = 100
+_MIN_PNG_BYTES = 57  # signature, header, one empty chunk of data, end
+_MAX_COMMIT_BYTES = 2**28
 _AHEAD = 32  # records encoded at once in the background; bounds memory
 
 
@@ -216,14 +221,38 @@ def write_rows(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str,
 
 
 def read_sources(path: Path) -> list[Source]:
-    """Read what `write_sources` wrote."""
+    """Read what `write_sources` wrote.
+
+    Raises:
+        NotABuildError: the file is missing, damaged or something else.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     sources = []
-    for row in pq.read_table(path).to_pylist():
-        png = row.pop("image")["bytes"]
-        sources.append(Source(SourceEntry(**row), png))
+    try:
+        with pq.ParquetFile(path) as file:
+            # A picture is stored plain and has more bytes than this, so the file is no smaller.
+            if file.metadata.num_rows > path.stat().st_size // _MIN_PNG_BYTES:
+                raise ValueError("it claims more rows than it can hold")
+            for batch in file.iter_batches(ROW_GROUP_RECORDS):
+                for row in batch.to_pylist():
+                    png = row.pop("image")["bytes"]
+                    sources.append(_checked(Source(SourceEntry(**row), png)))
+    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError, RecipeError) as error:
+        why = printable(str(error))[:300]
+        raise NotABuildError(f"{path} can not be read as prepared sources: {why}") from None
     return sources
+
+
+def _checked(source: Source) -> Source:
+    """Refuse a picture whose header does not say what its entry says, before it is decoded."""
+    if len(source.png) < _MIN_PNG_BYTES:
+        raise ValueError(f"the picture of {source.entry.id} is no PNG")
+    kind, width, height, bits = struct.unpack_from(">12x4sIIB", source.png)
+    if (kind, width, height, bits) != (b"IHDR", source.entry.width, source.entry.height, 8):
+        raise ValueError(f"the picture of {source.entry.id} has another size than its entry")
+    return source
 
 
 def write_text(path: Path, text: str) -> None:
@@ -260,7 +289,7 @@ def _atomic(path: Path) -> Iterator[Path]:
 def read_commit(folder: Path, name: str) -> Commit | None:
     """Return a shard's commit record; None when the shard is not done."""
     try:
-        return Commit(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+        return Commit(**parse_json(read_text(folder / f"{name}.json", _MAX_COMMIT_BYTES)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -275,7 +304,15 @@ def is_done(folder: Path, name: str, file_format: FileFormat, fingerprint: str) 
         and path.is_file()
         and path.stat().st_size == commit.size_bytes
         and sha256_file(path) == commit.sha256
+        and _has_statistics(commit)
     )
+
+
+def _has_statistics(commit: Commit) -> bool:
+    try:
+        return Statistics.from_json(commit.statistics).rows == commit.rows
+    except ValueError:
+        return False
 
 
 def clear_temporary(folder: Path) -> None:

@@ -16,6 +16,9 @@ from PIL import Image
 
 Counts = npt.NDArray[np.int64]
 
+# Of the largest record, 4096 px square, and of what a set of 2^62 records could hold of it.
+_MAX_LEVELS, _MAX_CHANNELS, _MAX_COUNT = 4096**2 + 1, 4, 2**62
+
 
 class Tally:
     """How often each whole number 0 .. levels - 1 occurs in each channel.
@@ -48,10 +51,25 @@ class Tally:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Tally:
-        """Read what `to_json` returned."""
-        tally = cls(content["levels"], len(content["channels"]))
-        for counts, channel in zip(tally.counts, content["channels"], strict=True):
-            counts[channel["values"]] = channel["counts"]
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        levels, channels = content["levels"], content["channels"]
+        if not (_is_count(levels, _MAX_LEVELS) and 1 <= len(channels) <= _MAX_CHANNELS):
+            raise ValueError("a tally has a size that none has")
+        tally = cls(levels, len(channels))
+        for counts, channel in zip(tally.counts, channels, strict=True):
+            values, given = np.asarray(channel["values"]), np.asarray(channel["counts"])
+            if not len(values):
+                continue
+            if not (values.shape == given.shape and values.dtype == given.dtype == np.int64):
+                raise ValueError("a tally does not hold whole numbers")
+            fits = 0 <= values.min() <= values.max() < levels
+            if not fits or not 0 < given.min() <= given.max() < _MAX_COUNT:
+                raise ValueError("a tally counts what can not be")
+            counts[values] = given
         return tally
 
     def channel(self, channel: int, first: int = 0) -> Summary:
@@ -153,9 +171,27 @@ class Statistics:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Statistics:
-        """Read what `to_json` returned."""
-        statistics = cls(0)
-        statistics.rows = content["rows"]
-        statistics.size_bytes = dict(content["size_bytes"])
-        statistics.tallies = {k: Tally.from_json(t) for k, t in content["tallies"].items()}
+        """Read what `to_json` returned.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            rows, size_bytes, tallies = (content[k] for k in ("rows", "size_bytes", "tallies"))
+            levels = tallies["mask_px"]["levels"]
+            if not all(_is_count(n, _MAX_COUNT) for n in (rows, levels - 1, *size_bytes.values())):
+                raise ValueError("a count is none")
+            statistics = cls(math.isqrt(levels - 1))
+            statistics.rows, statistics.size_bytes = rows, dict(size_bytes)
+            read = {kind: Tally.from_json(tally) for kind, tally in tallies.items()}
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"no statistics ({type(error).__name__}: {error})") from None
+        shapes = [{k: t.counts.shape for k, t in one.items()} for one in (read, statistics.tallies)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("the tallies do not belong together")
+        statistics.tallies = read
         return statistics
+
+
+def _is_count(value: object, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most

@@ -40,7 +40,7 @@ from builder.shards import (
 )
 from builder.sources import Kind, PreparedFolder, Source, prepare, sha256_file
 from builder.stats import Statistics
-from builder.untrusted import read_text
+from builder.untrusted import parse_json, printable, read_text
 
 RECIPE_FILE = "recipe.json"
 CARD_FILE = "README.md"
@@ -49,6 +49,7 @@ SOURCES_FILE = "train-00000-of-00001.parquet"
 ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
 
 _FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")
+MAX_STATISTICS_BYTES = 2**28
 
 _PREPARATION_FIELDS = ("size", "foreground_size", "background_fit")
 
@@ -155,8 +156,15 @@ class WorkFolder:
         return self.path / f"{kind}s" / SOURCES_FILE
 
     def held(self) -> PinnedRecipe | None:
-        """Return the recipe of the build that was begun here, if any."""
-        return read_recipe(self.path) if self.recipe.is_file() else None
+        """Return the recipe of the build that was begun here, if any.
+
+        Raises:
+            OutputError: it is damaged.
+        """
+        try:
+            return read_recipe(self.path) if self.recipe.is_file() else None
+        except RecipeError as error:
+            raise OutputError(f"{error}\nDelete {self.path} to start again.") from None
 
     def known_sources(self, kind: Kind, recipe: Recipe) -> dict[str, Source]:
         """Return the sources, by file, that an interrupted build prepared in the same way."""
@@ -165,7 +173,11 @@ class WorkFolder:
             getattr(held.recipe, name) != getattr(recipe, name) for name in _PREPARATION_FIELDS
         ):
             return {}
-        return {source.entry.file: source for source in read_sources(self.sources(kind))}
+        try:
+            sources = read_sources(self.sources(kind))
+        except NotABuildError:
+            return {}  # prepared again, as a damaged shard is made again
+        return {source.entry.file: source for source in sources}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -264,6 +276,34 @@ def read_recipe(folder: Path) -> PinnedRecipe:
         return PinnedRecipe.from_json(read_text(path, MAX_RECIPE_BYTES), str(path))
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} can not be read: {error}") from None
+
+
+def read_statistics(out: Path, plan: Plan) -> dict[str, Any]:
+    """Read the figures of a finished build: by split its `shards`, as the file has them.
+
+    and its `statistics`, as an object.
+
+    Raises:
+        NotABuildError: they are missing, damaged, or of another set.
+    """
+    path = out / STATISTICS_FILE
+    try:
+        content = parse_json(read_text(path, MAX_STATISTICS_BYTES))
+        if content["fingerprint"] != plan.pinned.fingerprint:
+            raise ValueError("it is of another set")
+        if list(content["splits"]) != list(plan.splits):
+            raise ValueError("it has other splits")
+        for name, split in content["splits"].items():
+            split["statistics"] = Statistics.from_json(split["statistics"])
+            for shard in split["shards"]:
+                str(shard["file"]), str(shard["sha256"])
+                if not all(type(shard[key]) is int for key in ("rows", "size_bytes")):
+                    raise ValueError(f"a file of {name} has no number of rows or bytes")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = printable(f"{type(error).__name__}: {error}")[:300]
+        raise NotABuildError(f"{path} can not be read ({why}); build the set again.") from None
+    splits: dict[str, Any] = content["splits"]
+    return splits
 
 
 def shard_file(split: SplitPlan, shard: int, file_format: FileFormat) -> str:
