@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,15 @@ import datasets
 
 from builder import engine, ray_engine
 from builder.card import write_card
-from builder.engine import BuildOptions, Engine, EngineName, build_shards, load_estimator
-from builder.errors import PublishError, RecipeError
+from builder.engine import (
+    POLL_SECONDS,
+    BuildOptions,
+    Engine,
+    EngineName,
+    build_shards,
+    load_estimator,
+)
+from builder.errors import FgbgError, PublishError, RecipeError, UnfinishedError
 from builder.plan import TRAIN, Plan
 from builder.preview import write_preview
 from builder.publish import publish
@@ -36,13 +44,15 @@ from builder.sources import SourceBank, scan
 from builder.stats import Statistics
 from builder.streaming import RecordsIterable, Unit, units_of
 from builder.work import (
+    FINISH,
     RECIPE_FILE,
+    FinishedSplit,
+    Ledger,
     Project,
     WorkFolder,
     already_built,
     data_glob,
     link_or_copy,
-    shard_file,
     write_metadata,
 )
 
@@ -233,7 +243,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             file_format: `parquet` is what gets published, `arrow` what `as_dataset` maps fastest.
             num_proc: worker processes; by default one a core, or one for a GPU; on Ray as many
                 as the cluster has room for.
-            options: how it runs (device, batch size, progress); changes no record.
+            options: how it runs (device, batch size, progress); changes no record. With a
+                `shard_range` the set is complete on return only where this build was the last.
             **kwargs: further arguments of `DatasetBuilder.download_and_prepare`.
 
         Raises:
@@ -243,21 +254,75 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             OutputError: output_dir can not be written.
         """
         out = Path(output_dir if output_dir is not None else self._cache_dir).absolute()
-        self._work = WorkFolder(out)
         self.prepare(out)
-        if not already_built(out, self.project.pinned, file_format):
-            with self._work.locked():
-                self._work.begin(self.project)
+        self._complete(out, file_format, options or BuildOptions(), kwargs, num_proc)
+
+    def _complete(
+        self,
+        out: Path,
+        file_format: FileFormat,
+        options: BuildOptions,
+        more: dict[str, Any],
+        workers: int | None,
+        make: bool = True,
+    ) -> None:
+        pinned = self.project.pinned
+        try:
+            if not already_built(out, pinned, file_format):
+                self._build(WorkFolder(out), file_format, options, more, workers, make)
+        except (FgbgError, OSError):
+            # Another build may have completed the set, and taken the work folder away.
+            if not already_built(out, pinned, file_format):
+                raise
+        if already_built(out, pinned, file_format):
+            self._output_dir, self._file_format = str(out), file_format
+            self.info = datasets.DatasetInfo.from_directory(str(out))
+
+    def _build(
+        self,
+        work: WorkFolder,
+        file_format: FileFormat,
+        options: BuildOptions,
+        more: dict[str, Any],
+        workers: int | None,
+        make: bool,
+    ) -> None:
+        """Make this build's shards; put the set together once all shards are there."""
+        pinned = self.project.pinned
+        ledger = Ledger(work, pinned, file_format)
+        with work.entered(pinned.fingerprint, options.claim_expiry_s) as presence:
+            work.begin(self.project, presence, options.resume)
+            while not already_built(work.out, pinned, file_format):
+                if make:
+                    build_shards(
+                        self.project,
+                        work,
+                        presence,
+                        ledger,
+                        workers,
+                        options,
+                        _ENGINES[options.engine],
+                    )
+                    if ledger.n_committed() < ledger.plan.n_shards:
+                        return  # of a range, and not the last
+                if not presence.take(FINISH):
+                    time.sleep(POLL_SECONDS)  # another is putting it together
+                    continue
+                if missing := ledger.missing(range(ledger.plan.n_shards)):
+                    if make:
+                        return
+                    names = [ledger.name(number) for number in missing]
+                    raise UnfinishedError(work.out, names, work.command(pinned.fingerprint))
+                built = work.new_folder()
                 super().download_and_prepare(
-                    str(self._work.built),
+                    str(built),
                     file_format=file_format,
-                    num_proc=num_proc,
-                    options=options or BuildOptions(),
-                    **kwargs,
+                    work=work,
+                    ledger=ledger,
+                    options=options,
+                    **more,
                 )
-                self._work.publish()
-        self._output_dir, self._file_format = str(out), file_format
-        self.info = datasets.DatasetInfo.from_directory(str(out))
+                work.publish(built)
 
     def _download_and_prepare(
         self,
@@ -265,35 +330,40 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         verification_mode: datasets.VerificationMode,
         *,
         file_format: FileFormat,
+        work: WorkFolder,
+        ledger: Ledger,
         options: BuildOptions,
-        num_proc: int | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs:
             raise RecipeError(f"{', '.join(kwargs)} is not used here; see shard_records.")
-        self._commits = build_shards(
-            self.project, self._work, file_format, num_proc, options, _ENGINES[options.engine]
+        finished = ledger.finished()
+        super()._download_and_prepare(
+            dl_manager, verification_mode, file_format=file_format, work=work, finished=finished
         )
-        super()._download_and_prepare(dl_manager, verification_mode, file_format=file_format)
         folder = Path(self._output_dir)
-        write_metadata(folder, self.project, self._commits, file_format)
+        write_metadata(folder, work, self.project.pinned, finished)
         write_preview(folder)
-        write_card(folder, license=options.license, title=self._work.out.name)
+        write_card(folder, license=options.license, title=work.out.name)
 
     def _prepare_split(
-        self, split_generator: datasets.SplitGenerator, file_format: FileFormat, **kwargs: Any
+        self,
+        split_generator: datasets.SplitGenerator,
+        *,
+        work: WorkFolder,
+        finished: dict[str, FinishedSplit],
+        **kwargs: Any,
     ) -> None:
         """Place the finished shards of a split, as links, where `datasets` looks for them."""
-        split, info = self.plan.splits[split_generator.name], split_generator.split_info
-        commits = [self._commits[split.shard_name(shard)] for shard in range(split.n_shards)]
-        for shard, commit in enumerate(commits):
-            target = Path(self._output_dir) / shard_file(split, shard, file_format)
+        split, info = finished[split_generator.name], split_generator.split_info
+        for name, shard in zip(split.stored, split.shards, strict=True):
+            target = Path(self._output_dir) / shard["file"]
             target.parent.mkdir(exist_ok=True)
-            link_or_copy(self._work.shards / f"{commit.shard}.{file_format}", target)
-        info.num_examples = split.n_records
-        info.num_bytes = sum(commit.size_bytes for commit in commits)
-        if split.n_shards > 1:
-            info.shard_lengths = [commit.rows for commit in commits]
+            link_or_copy(work.shards / name, target)
+        info.num_examples = split.statistics.rows
+        info.num_bytes = sum(shard["size_bytes"] for shard in split.shards)
+        if len(split.shards) > 1:
+            info.shard_lengths = [shard["rows"] for shard in split.shards]
 
     def as_dataset(self, split: Any = None, in_memory: bool = False) -> Any:
         """Return the built set as `FgbgDatasetDict`, or a split or part of one as `Dataset`."""
@@ -412,3 +482,25 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                 Encoder(project.pinned),
             )
         return self._renderers[with_depth]
+
+
+def finish_build(
+    output_dir: str | os.PathLike[str],
+    *,
+    file_format: FileFormat = "parquet",
+    options: BuildOptions | None = None,
+) -> FgbgDataset:
+    """Put a set together whose shards have all been made; needs no sources and no depth model.
+
+    Raises:
+        UnfinishedError: shards are missing or damaged; names them.
+        NotABuildError: no build was begun there.
+    """
+    out = Path(output_dir).absolute()
+    project, folder = Project.begun(out)
+    builder = FgbgDataset(
+        folder / "foregrounds", folder / "backgrounds", recipe=project.pinned.recipe
+    )
+    builder._project = project
+    builder._complete(out, file_format, options or BuildOptions(), {}, None, make=False)
+    return builder

@@ -17,6 +17,7 @@ from builder.errors import (
     PublishFailedError,
     RecipeError,
     RecipeMismatchError,
+    UnfinishedError,
 )
 from builder.reading import RecordReader
 from builder.recipe import PinnedRecipe, Recipe
@@ -37,6 +38,7 @@ __all__ = [
     "RecipeError",
     "RecipeMismatchError",
     "RecordReader",
+    "UnfinishedError",
     "__version__",
 ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -42,10 +44,20 @@ _MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in fields(Recipe)]
 
 
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
+def _terminate(_number: int, _frame: Any) -> None:
+    raise _Terminated
+
+
 class _Group(click.Group):
     """Turns our errors into one clear text on stderr and their exit code, in this one place."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        # As an exception, so that worker processes are ended and claims given back.
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
         except FgbgError as error:
@@ -55,6 +67,11 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             message = "interrupted. Finished shards are kept; the same command resumes."
             code = 130
+        except _Terminated:
+            message = "terminated. Finished shards are kept; the same command resumes."
+            code = 143
+        finally:
+            signal.signal(signal.SIGTERM, before)
         click.secho("Error: ", fg="red", nl=False, err=True)
         click.echo(_printable(message), err=True)
         return ctx.exit(code)
@@ -171,6 +188,12 @@ def main() -> None:
 @_run_options
 @_engine_options
 @click.option("--license", "license_", help="licence of the set for its card, such as cc-by-4.0")
+@click.option(
+    "--shard-range",
+    metavar="I/N",
+    help="make part I of N of the shards, beside other builds  [default: this SLURM array task's]",
+)
+@click.option("--finish", is_flag=True, help="put OUT together from shards made; needs OUT alone")
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
 @click.pass_context
 def build(
@@ -186,6 +209,8 @@ def build(
     batch_size: int | None,
     as_json: bool,
     license_: str | None,
+    shard_range: str | None,
+    finish: bool,
     quiet: bool,
     engine: Any,
     address: str | None,
@@ -195,24 +220,17 @@ def build(
     """Build a set from two folders of images into the folder OUT.
 
     FOREGROUNDS holds cut-outs with an alpha channel, BACKGROUNDS photographs. With --demo give
-    OUT alone. An interrupted build is resumed by the same command.
+    OUT alone. An interrupted build is resumed by the same command; several builds of the same
+    OUT share the work.
     """
     if engine == "local" and (address is not None or num_gpus_per_worker is not None):
         raise click.UsageError("--address and --num-gpus-per-worker are for --engine ray.")
-    foregrounds, backgrounds, out = _folders(paths, demo, with_out=True)
-    assert out is not None
-    recipe, pinned = _chosen_recipe(ctx, recipe_file, values)
-    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad)
-    began = time.perf_counter()
-    say = _silent if quiet else _say
-    say(f"Checking and preparing the images of {foregrounds} and {backgrounds} ...")
-    with tqdm(unit=" images", desc="sources", disable=True if quiet else None) as bar:
-        project = dataset.prepare(out, bar.update)
-    if pinned is not None and (lines := _input_differences(pinned, project.pinned)):
-        raise RecipeMismatchError(str(recipe_file), lines)
-    _report_sources(project, say)
     from builder.engine import BuildOptions
 
+    foregrounds, backgrounds, out = _folders(paths, demo or finish, with_out=True)
+    assert out is not None
+    began = time.perf_counter()
+    say = _silent if quiet else _say
     options = BuildOptions(
         device=device,
         backend=backend,
@@ -223,10 +241,45 @@ def build(
         address=address,
         num_gpus_per_worker=num_gpus_per_worker,
         resume=shlex.join(["fgbg", *sys.argv[1:]]),
+        shard_range=None if finish else _shard_range(shard_range, say),
     )
+    if finish:
+        from fgbg_dataset import finish_build
+
+        dataset: Any = finish_build(out, options=options)
+        _report_build(out, dataset, began, as_json, quiet)
+        return
+    recipe, pinned = _chosen_recipe(ctx, recipe_file, values)
+    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad)
+    say(f"Checking and preparing the images of {foregrounds} and {backgrounds} ...")
+    with tqdm(unit=" images", desc="sources", disable=True if quiet else None) as bar:
+        project = dataset.prepare(out, bar.update)
+    if pinned is not None and (lines := _input_differences(pinned, project.pinned)):
+        raise RecipeMismatchError(str(recipe_file), lines)
+    _report_sources(project, say)
     dataset.download_and_prepare(out, file_format="parquet", num_proc=workers, options=options)
+    _report_build(out, dataset, began, as_json, quiet)
+
+
+def _shard_range(text: str | None, say: Callable[[str], None]) -> Any:
+    """Return the part of the shards to make: as asked, else of this task of a SLURM array."""
+    from builder.resources import ShardRange
+
+    if text is not None:
+        return ShardRange.parse(text)
+    part = ShardRange.of_slurm_array(os.environ)
+    if part is not None:
+        say(f"Task of a SLURM array: makes part {part} of the shards (--shard-range {part}).")
+    return part
+
+
+def _report_build(out: Path, dataset: Any, began: float, as_json: bool, quiet: bool) -> None:
+    from builder.work import build_status
+
+    project, state = dataset.project, build_status(out)
     result = {
         "out": str(out),
+        "finished": state["finished"],
         "records": dataset.plan.n_records,
         "splits": {name: split.n_records for name, split in dataset.plan.splits.items()},
         "size_bytes": dataset.info.dataset_size,
@@ -237,6 +290,13 @@ def build(
     }
     if as_json:
         click.echo(json.dumps(result))
+    elif not quiet and not state["finished"]:
+        shards = state["splits"].values()
+        done, all_ = sum(s["shards_done"] for s in shards), sum(s["shards"] for s in shards)
+        click.echo(
+            f"This part is done; {done} of all {all_} shards are. The last build to end puts {out} "
+            f"together; else run: fgbg build --finish {shlex.quote(str(out))}"
+        )
     elif not quiet:
         _tell_result(out, result)
 

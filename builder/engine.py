@@ -1,4 +1,4 @@
-"""Make all shards of a set over local processes, keep what is done, report what failed."""
+"""Make the shards of a set over local processes, beside other builds of it; report what failed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from builder.claims import Presence
 from builder.depth import Backend, DepthEstimator, DepthModel, Device, pick_device
 from builder.errors import BuildFailedError, FgbgError, OutputError
 from builder.plan import Plan
 from builder.recipe import Recipe
 from builder.render import Renderer
-from builder.shards import Commit, FileFormat, is_done, read_commit, read_sources, write_shard
+from builder.resources import ShardRange, n_cores
+from builder.shards import FileFormat, read_sources, write_shard
 from builder.sources import SourceBank
-from builder.work import Project, WorkFolder, read_recipe
+from builder.work import Ledger, Project, WorkFolder, read_recipe
 
 MAX_DEATHS = 3
-_POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 # A write that fails for one of these fails for every shard: stop at once and say so.
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -50,6 +55,8 @@ class BuildOptions:
     under, for its card. `engine` is what runs the workers: processes of this machine, or a Ray
     cluster, at `address` or of this machine alone; `num_gpus_per_worker` None is 1 where there
     are GPUs and a depth model. `resume` is the command told to a user when a build fails.
+    `shard_range` leaves the rest of the shards to other builds of the same set. `claim_expiry_s`
+    is how long, in seconds, one of them may be silent before its shards are taken over.
     """
 
     device: Device = "auto"
@@ -61,6 +68,8 @@ class BuildOptions:
     address: str | None = None
     num_gpus_per_worker: float | None = None
     resume: str = "call download_and_prepare again with the same arguments"
+    shard_range: ShardRange | None = None
+    claim_expiry_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Job:
 
 # Makes shards; yields each with None, or with the cause of its failure.
 Engine = Callable[
-    [Job, "list[Task]", int, "int | None", Progress], Iterator[tuple[Task, "str | None"]]
+    [Job, Iterator[Task], int, "int | None", Progress], Iterator[tuple[Task, "str | None"]]
 ]
 
 
@@ -106,7 +115,10 @@ class Worker:
         self._job, self._folder, self._pinned = job, work.shards, read_recipe(work.path)
         self._plan = Plan(self._pinned)
         bank = SourceBank(
-            read_sources(work.sources("foreground")), read_sources(work.sources("background"))
+            *(
+                read_sources(work.sources(kind, self._pinned.fingerprint))
+                for kind in ("foreground", "background")
+            )
         )
         estimator = load_estimator(job.model, self._pinned.recipe, job.options)
         self._renderer = Renderer(self._plan, bank, estimator)
@@ -123,64 +135,78 @@ class Worker:
 def build_shards(
     project: Project,
     work: WorkFolder,
-    file_format: FileFormat,
+    presence: Presence,
+    ledger: Ledger,
     workers: int | None,
     options: BuildOptions,
     engine: Engine,
-) -> dict[str, Commit]:
-    """Make every shard that is not done yet.
+) -> None:
+    """Make every shard that is not done yet, of all or of this build's range.
+
+    A shard that another build is making is left to it, and waited for.
 
     Args:
         workers: as for the engine.
         engine: makes the shards.
 
-    Returns:
-        The commit records of all shards by name.
-
     Raises:
         BuildFailedError: some shards failed; the others are done and kept.
         OutputError: the output can not be written.
     """
-    plan = Plan(project.pinned)
-    pending = [
-        (split.name, shard)
-        for split in plan.splits.values()
-        for shard in range(split.n_shards)
-        if not is_done(
-            work.shards, split.shard_name(shard), file_format, project.pinned.fingerprint
-        )
-    ]
-    ranges = [plan.splits[split].shard_range(shard) for split, shard in pending]
-    left = sum(stop - start for start, stop in ranges)
-    job = Job(work.out, file_format, project.model, options)
-    failed: dict[str, str] = {}
+    plan, chosen = ledger.plan, options.shard_range
+    numbers = chosen.shards(plan.n_shards) if chosen else range(plan.n_shards)
+    job = Job(work.out, ledger.file_format, project.model, options)
+    total, missing = ledger.rows(numbers), ledger.missing(numbers)
+    failed: dict[int, str] = {}
     with tqdm(
-        total=plan.n_records,
-        initial=plan.n_records - left,
+        total=total,
+        initial=total - ledger.rows(missing),
         unit=" records",
         desc="records",
         disable=None if options.progress else True,
     ) as bar:
-        for (split, shard), cause in engine(job, pending, len(pending), workers, bar.update):
-            if cause is not None:
-                failed[plan.splits[split].shard_name(shard)] = cause
-    names = [s.shard_name(i) for s in plan.splits.values() for i in range(s.n_shards)]
-    found = (read_commit(work.shards, name) for name in names if name not in failed)
-    commits = {commit.shard: commit for commit in found if commit}
+        while missing:
+            tasks = _claimed(missing, presence, ledger)
+            if (first := next(tasks, None)) is None:  # others are at all of them
+                time.sleep(POLL_SECONDS)
+            else:
+                tasks = chain([first], tasks)
+                for (split, shard), cause in engine(job, tasks, len(missing), workers, bar.update):
+                    number = plan.shard_number(split, shard)
+                    presence.release(ledger.name(number))
+                    if cause is None:
+                        ledger.add(number)
+                    else:
+                        failed[number] = cause
+            missing = ledger.missing(number for number in missing if number not in failed)
+            bar.update(total - ledger.rows(missing) - ledger.rows(failed) - bar.n)
     if failed:
-        raise BuildFailedError(failed, len(commits), options.resume)
-    return commits
+        causes = {ledger.name(number): cause for number, cause in failed.items()}
+        raise BuildFailedError(causes, ledger.n_committed(), options.resume)
+
+
+def _claimed(numbers: Iterable[int], presence: Presence, ledger: Ledger) -> Iterator[Task]:
+    """Give out, when the next is asked for, the shards that no other build has or has made."""
+    for number in numbers:
+        name = ledger.name(number)
+        if not presence.take(name):
+            continue
+        if ledger.check(number):  # made by another since it was last looked at
+            presence.release(name)
+            continue
+        split, shard = ledger.plan.shard(number)
+        yield split.name, shard
 
 
 def default_workers(model: DepthModel | None, device: Device) -> int:
     """Return how many processes a build uses by itself: one a core, or one for a GPU."""
     if model and pick_device(device) != "cpu":
         return 1
-    return os.cpu_count() or 1
+    return n_cores()
 
 
 def map_shards(
-    job: Job, tasks: list[Task], n_tasks: int, workers: int | None, progress: Progress
+    job: Job, tasks: Iterator[Task], n_tasks: int, workers: int | None, progress: Progress
 ) -> Iterator[tuple[Task, str | None]]:
     """Make shards here; yield each with None, or with the cause of its failure.
 
@@ -191,8 +217,6 @@ def map_shards(
     Raises:
         FgbgError: what no shard can be made without is missing or broken.
     """
-    if not n_tasks:
-        return
     workers = min(workers or default_workers(job.model, job.options.device), n_tasks)
     if workers == 1:
         yield from _map_here(job, tasks, progress)
@@ -200,7 +224,9 @@ def map_shards(
         yield from _Pool(job, workers, progress).run(tasks)
 
 
-def _map_here(job: Job, tasks: list[Task], progress: Progress) -> Iterator[tuple[Task, str | None]]:
+def _map_here(
+    job: Job, tasks: Iterator[Task], progress: Progress
+) -> Iterator[tuple[Task, str | None]]:
     worker = Worker(job)
     for task in tasks:
         try:
@@ -231,14 +257,18 @@ class _Pool:
         self._spawn = multiprocessing.get_context("spawn")
         self._records = self._spawn.Value("q", 0)
         self._told = 0
+        self._again: deque[Task] = deque()
         self._deaths: dict[Task, int] = defaultdict(int)
 
-    def run(self, tasks: list[Task]) -> Iterator[tuple[Task, str | None]]:
-        waiting = deque(tasks)
-        while waiting:
-            yield from self._run_until_death(waiting)
+    def run(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, str | None]]:
+        while (task := self._next(tasks)) is not None:
+            self._again.appendleft(task)
+            yield from self._run_until_death(tasks)
 
-    def _run_until_death(self, waiting: deque[Task]) -> Iterator[tuple[Task, str | None]]:
+    def _next(self, tasks: Iterator[Task]) -> Task | None:
+        return self._again.popleft() if self._again else next(tasks, None)
+
+    def _run_until_death(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, str | None]]:
         # No more tasks than workers are given out, so those given out when a process dies are
         # the ones that may have killed it.
         running: dict[Future[int], Task] = {}
@@ -247,22 +277,23 @@ class _Pool:
             self._workers, self._spawn, _start_worker, (self._job, self._records)
         )
         try:
-            while waiting or running:
-                while waiting and len(running) < self._workers:
+            while True:
+                while len(running) < self._workers and (task := self._next(tasks)) is not None:
                     try:
-                        running[pool.submit(_make, waiting[0])] = waiting[0]
+                        with _without_interrupts():
+                            running[pool.submit(_make, task)] = task
                     except BrokenProcessPool:  # a process died since the last look
+                        self._again.appendleft(task)
                         break
-                    waiting.popleft()
-                if not running:  # it was an idle one: nothing to bury, start anew
+                if not running:  # all is made; or it was an idle one: nothing to bury, start anew
                     return
-                done, _ = wait(running, _POLL_SECONDS, FIRST_COMPLETED)
+                done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 self._tell()
                 for future in done:
                     task = running.pop(future)
                     error = future.exception()
                     if isinstance(error, BrokenProcessPool):
-                        yield from self._bury([task, *running.values()], waiting)
+                        yield from self._bury([task, *running.values()])
                         return
                     yield task, cause_of(error, self._job) if error else None
         except BaseException:
@@ -273,11 +304,11 @@ class _Pool:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _bury(self, tasks: list[Task], waiting: deque[Task]) -> Iterator[tuple[Task, str | None]]:
+    def _bury(self, tasks: list[Task]) -> Iterator[tuple[Task, str | None]]:
         for task in tasks:
             self._deaths[task] += 1
             if self._deaths[task] < MAX_DEATHS:
-                waiting.append(task)
+                self._again.append(task)
             else:
                 yield task, f"its process died {MAX_DEATHS} times (killed, or out of memory)"
 
@@ -285,6 +316,19 @@ class _Pool:
         records = self._records.value
         self._progress(records - self._told)
         self._told = records
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from processes started meanwhile, also before they have set themselves up."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _state: dict[str, Any] = {}

@@ -6,6 +6,7 @@ FgbgError                 exit code 2: the input is wrong, nothing was done
 ├── RecipeMismatchError   OUT holds something made from another recipe
 ├── OutputError           OUT can not be used or written (exit code 1)
 ├── NotABuildError        the folder is not a finished build
+├── UnfinishedError       shards are missing that other builds were to make (exit code 1)
 ├── DepthModelError       the depth model can not be loaded or used
 ├── CardError             a README.md whose metadata can not be read
 ├── PublishError          a set that may not, or can not, be published so
@@ -69,6 +70,24 @@ class OutputError(FgbgError):
 
 class NotABuildError(FgbgError):
     """The folder given is not a finished build."""
+
+
+class UnfinishedError(FgbgError):
+    """A set can not be put together, for shards of it are missing or damaged."""
+
+    exit_code = 1
+
+    def __init__(self, out: Path | str, missing: Sequence[str], command: str) -> None:
+        self.out, self.missing, self.command = str(out), list(missing), command
+        count = "1 shard is" if len(missing) == 1 else f"{len(missing)} shards are"
+        listed = ", ".join(self.missing[:10]) + (" ..." if len(missing) > 10 else "")
+        super().__init__(
+            f"{out} can not be finished: {count} missing or damaged: {listed}.\n"
+            f"To make what is missing, and finish: {command}"
+        )
+
+    def __reduce__(self) -> tuple[type[UnfinishedError], tuple[str, list[str], str]]:
+        return type(self), (self.out, self.missing, self.command)
 
 
 class DepthModelError(FgbgError):

@@ -115,6 +115,24 @@ class Plan:
         """Number of shards of all splits."""
         return sum(split.n_shards for split in self.splits.values())
 
+    def shard(self, number: int) -> tuple[SplitPlan, int]:
+        """Return the split, and the place in it, of one of all shards, 0 .. n_shards - 1.
+
+        Raises:
+            IndexError: there is no such shard.
+        """
+        for split in self.splits.values() if number >= 0 else ():
+            if number < split.n_shards:
+                return split, number
+            number -= split.n_shards
+        raise IndexError(f"there is no shard {number} among {self.n_shards}")
+
+    def shard_number(self, split: str, shard: int) -> int:
+        """Return the number, among all shards, of a split's shard."""
+        names = list(self.splits)
+        before = names[: names.index(split)]
+        return sum(self.splits[name].n_shards for name in before) + shard
+
     def combination(self, record_id: int) -> Combination:
         """Return what a record combines.
 

@@ -1,13 +1,16 @@
-"""Write shards so that a kill at any moment leaves nothing half-done, and list what is left.
+"""Write shards so that a kill at any moment leaves nothing half-done.
 
 A shard is written under a temporary name, synced and renamed; then its commit record (rows,
 bytes, sha256, fingerprint, statistics) is written the same way. The commit record means "done".
+The file is named by its content, so that a record fits the file it speaks of even where two
+builds made the same shard and rounded depth differently.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -48,6 +51,11 @@ class Commit:
     sha256: str
     fingerprint: str
     statistics: dict[str, Any]
+
+
+def stored_name(shard: str, sha256: str, file_format: FileFormat) -> str:
+    """Return the name of a finished shard's file while the set is being built."""
+    return f"{shard}.{sha256[:16]}.{file_format}"
 
 
 class Encoder:
@@ -119,7 +127,6 @@ def write_shard(
     Raises:
         OSError: the folder can not be written.
     """
-    path = folder / f"{name}.{file_format}"
     encoder, statistics = Encoder(pinned), Statistics(pinned.recipe.size)
 
     def encode(record: Record) -> dict[str, Any]:
@@ -131,16 +138,17 @@ def write_shard(
     rows = _in_background(encode, records) if pinned.depth else map(encode, records)
     schema = features(record_columns(pinned.recipe)).arrow_schema
     schema = schema.with_metadata({**schema.metadata, **_metadata(pinned)})
-    with _atomic(path) as temporary:
+    with _temporary(folder / f"{name}.{file_format}") as temporary:
         write_table(temporary, file_format, schema, rows, progress)
-    commit = Commit(
-        shard=name,
-        rows=statistics.rows,
-        size_bytes=path.stat().st_size,
-        sha256=sha256_file(path),
-        fingerprint=pinned.fingerprint,
-        statistics=statistics.to_json(),
-    )
+        commit = Commit(
+            shard=name,
+            rows=statistics.rows,
+            size_bytes=temporary.stat().st_size,
+            sha256=sha256_file(temporary),
+            fingerprint=pinned.fingerprint,
+            statistics=statistics.to_json(),
+        )
+        _rename(temporary, folder / stored_name(name, commit.sha256, file_format))
     write_text(folder / f"{name}.json", json.dumps(asdict(commit)))
     return commit
 
@@ -216,8 +224,9 @@ def write_sources(path: Path, sources: Iterable[Source]) -> None:
 
 def write_rows(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as one Parquet file that is either there whole or not at all."""
-    with _atomic(path) as temporary:
+    with _temporary(path) as temporary:
         write_table(temporary, "parquet", features(columns).arrow_schema, rows)
+        _rename(temporary, path)
 
 
 def read_sources(path: Path) -> list[Source]:
@@ -262,21 +271,48 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that is either there whole or not at all."""
-    with _atomic(path) as temporary, temporary.open("wb") as file:
+    with _temporary(path) as temporary:
+        _write(temporary, content)
+        _rename(temporary, path)
+
+
+def create_bytes(path: Path, content: bytes) -> bool:
+    """Write a file unless it exists, whole or not at all; say whether it was written."""
+    with _temporary(path) as temporary:
+        _write(temporary, content)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            # NFS repeats a request whose answer was lost, and then refuses what it has done.
+            return temporary.stat().st_nlink > 1
+        except OSError:  # no hard links: not there whole at once, but still there once
+            try:
+                with path.open("xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+        return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _temporary(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` that no other writer, on any machine, has."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    temporary.replace(path)
     if os.name == "nt":  # Windows cannot open a directory
         return
     directory = os.open(path.parent, os.O_RDONLY)
@@ -297,15 +333,14 @@ def read_commit(folder: Path, name: str) -> Commit | None:
 def is_done(folder: Path, name: str, file_format: FileFormat, fingerprint: str) -> bool:
     """Whether a shard is finished: committed for this fingerprint and unharmed on disk."""
     commit = read_commit(folder, name)
-    path = folder / f"{name}.{file_format}"
-    return (
-        commit is not None
-        and commit.fingerprint == fingerprint
-        and path.is_file()
-        and path.stat().st_size == commit.size_bytes
-        and sha256_file(path) == commit.sha256
-        and _has_statistics(commit)
-    )
+    if commit is None or commit.fingerprint != fingerprint:
+        return False
+    try:
+        path = folder / stored_name(name, commit.sha256, file_format)
+        unharmed = path.stat().st_size == commit.size_bytes and sha256_file(path) == commit.sha256
+    except (OSError, TypeError, ValueError):  # the record may be of any hand
+        return False
+    return unharmed and _has_statistics(commit)
 
 
 def _has_statistics(commit: Commit) -> bool:

@@ -238,7 +238,7 @@ def prepare(
     if not sources:
         raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
     sources.sort(key=lambda source: source.entry.id)
-    return PreparedFolder(tuple(sources), tuple(problems), _duplicates(sources))
+    return PreparedFolder(tuple(sources), tuple(problems), duplicates(sources))
 
 
 def _label(folder: Path, file: SourceFile) -> str:
@@ -265,7 +265,8 @@ def _clashes(folder: Path, files: Sequence[SourceFile]) -> list[tuple[str, str]]
     return problems
 
 
-def _duplicates(sources: Sequence[Source]) -> tuple[tuple[str, ...], ...]:
+def duplicates(sources: Sequence[Source]) -> tuple[tuple[str, ...], ...]:
+    """Return the ids of sources of equal content, in groups."""
     groups = defaultdict(list)
     for source in sources:
         groups[source.entry.sha256].append(source.entry.id)

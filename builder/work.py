@@ -6,18 +6,28 @@ OUT/foregrounds/, OUT/backgrounds/   the prepared sources, configs of their own
 OUT/preview/                         a sample with coloured depth, a config of its own
 OUT/assets/statistics.json           exact statistics and the sha256 of every shard
 .OUT.fgbg/                           beside OUT while it is being built, gone afterwards
+
+Several builds, on several machines, may be at work in one work folder. What one has made is never
+changed by another: files are created, or replaced by the same, and OUT appears by one rename.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from builder.claims import Presence
 from builder.depth import DepthModel, locate_model
 from builder.errors import (
     BadSourcesError,
@@ -28,17 +38,20 @@ from builder.errors import (
 )
 from builder.plan import Plan, SplitPlan, hold_out
 from builder.recipe import MAX_RECIPE_BYTES, PinnedRecipe, Recipe, SourceEntry
+from builder.resources import n_cores
 from builder.shards import (
     Commit,
     FileFormat,
     arrow_to_parquet,
-    clear_temporary,
+    create_bytes,
+    is_done,
     read_commit,
     read_sources,
+    stored_name,
     write_sources,
     write_text,
 )
-from builder.sources import Kind, PreparedFolder, Source, prepare, sha256_file
+from builder.sources import Kind, PreparedFolder, Source, duplicates, prepare, sha256_file
 from builder.stats import Statistics
 from builder.untrusted import parse_json, printable, read_text
 
@@ -47,6 +60,8 @@ CARD_FILE = "README.md"
 STATISTICS_FILE = "assets/statistics.json"
 SOURCES_FILE = "train-00000-of-00001.parquet"
 ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
+FINISH = "finish"  # what is claimed to put the set together
+WORK_VERSION = 2  # of the work folder's layout; 1 had no claims and held no file that says so
 
 _FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")
 MAX_STATISTICS_BYTES = 2**28
@@ -111,6 +126,27 @@ class Project:
             tuple(group for folder in prepared.values() for group in folder.duplicates),
         )
 
+    @classmethod
+    def begun(cls, out: Path) -> tuple[Project, Path]:
+        """Read a finished or begun build: the project, without depth model, and its folder.
+
+        Raises:
+            NotABuildError: neither is there.
+        """
+        work = WorkFolder(out)
+        if (out / RECIPE_FILE).is_file():
+            folder, pinned = out, read_recipe(out)
+        elif (held := work.held()) is not None:
+            folder, pinned = work.sources("foreground", held.fingerprint).parents[1], held
+        else:
+            raise NotABuildError(f"{out} is not a build of fgbg, nor is one being made there.")
+        foregrounds, backgrounds = (
+            tuple(read_sources(folder / kind / SOURCES_FILE))
+            for kind in ("foregrounds", "backgrounds")
+        )
+        same = duplicates(foregrounds) + duplicates(backgrounds)
+        return cls(pinned, None, foregrounds, backgrounds, same), folder
+
 
 def _prepare_both(
     folders: Mapping[Kind, Path],
@@ -149,11 +185,11 @@ class WorkFolder:
         self.path = out.parent / f".{out.name}.fgbg"
         self.recipe = self.path / RECIPE_FILE
         self.shards = self.path / "shards"
-        self.built = self.path / "built"
+        self._version = self.path / "version.json"
 
-    def sources(self, kind: Kind) -> Path:
-        """Return the file that holds the prepared sources of a kind."""
-        return self.path / f"{kind}s" / SOURCES_FILE
+    def sources(self, kind: Kind, fingerprint: str) -> Path:
+        """Return the file that holds the prepared sources of a kind, for a recipe's fingerprint."""
+        return self.path / fingerprint[:16] / f"{kind}s" / SOURCES_FILE
 
     def held(self) -> PinnedRecipe | None:
         """Return the recipe of the build that was begun here, if any.
@@ -174,65 +210,210 @@ class WorkFolder:
         ):
             return {}
         try:
-            sources = read_sources(self.sources(kind))
+            sources = read_sources(self.sources(kind, held.fingerprint))
         except NotABuildError:
             return {}  # prepared again, as a damaged shard is made again
         return {source.entry.file: source for source in sources}
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one build.
+    def entered(self, fingerprint: str, expiry_s: float) -> Iterator[Presence]:
+        """Take part in the build of a set; others may, too.
+
+        The folder is dropped by all who leave it when OUT is complete, so that none is left.
 
         Raises:
-            OutputError: another build holds it, or it can not be made.
+            OutputError: it can not be made, or another version of this package made it.
         """
-        from filelock import FileLock, Timeout
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / "lock", blocking=False)
-            lock.acquire()
-        except Timeout:
-            raise OutputError(f"another build is writing {self.out}; wait until it ends.") from None
+            self._check_version()
+            self.shards.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.out.parent} can not be written: {error}.") from None
         try:
-            yield
+            with Presence(self.path, fingerprint, expiry_s) as presence:
+                yield presence
         finally:
-            lock.release()
+            if (self.out / RECIPE_FILE).is_file():
+                shutil.rmtree(self.path, ignore_errors=True)
 
-    def begin(self, project: Project) -> None:
-        """Start a build, or go on with one.
+    def _check_version(self) -> None:
+        from builder import __version__  # not above: this room is imported there
+
+        mine = {"version": WORK_VERSION, "fgbg": __version__}
+        if not self.recipe.exists():
+            create_bytes(self._version, json.dumps(mine).encode())
+        try:
+            held = json.loads(self._version.read_text(encoding="utf-8"))
+            version, by = int(held["version"]), str(held["fgbg"])
+        except FileNotFoundError:
+            version, by = 1, "before 0.1.0"
+        except (ValueError, TypeError, KeyError):
+            version, by = 0, "that can not be read"
+        if version != WORK_VERSION:
+            raise OutputError(
+                f"{self.path} is the unfinished build of another version of fgbg ({by}); finish it "
+                "with that version, or delete the folder to start again."
+            )
+
+    def begin(self, project: Project, presence: Presence, command: str) -> None:
+        """Start a build, go on with one, or join one.
+
+        Args:
+            command: that makes all of the set; told when parts of it are missing.
 
         Raises:
-            RecipeMismatchError: a build of another recipe has finished shards here.
+            RecipeMismatchError: a build of another recipe has finished shards here, or is at work.
         """
-        held = self.held()
-        begun = any(self.shards.glob("*.json"))  # or there is nothing yet that could be lost
-        if held and begun and held.fingerprint != project.pinned.fingerprint:
-            raise RecipeMismatchError(self.out, held.differences(project.pinned))
-        shutil.rmtree(f"{self.built}.incomplete", ignore_errors=True)
-        self.shards.mkdir(exist_ok=True)
-        clear_temporary(self.shards)
-        _write_sources(self.path, project)
+        mine, text = project.pinned.fingerprint, project.pinned.to_json()
+        temporary = list(self.shards.glob(".*.tmp"))
+        others, held = presence.look(), self.held()
+        if not others:  # else they may be writing some of these
+            for path in temporary:
+                path.unlink(missing_ok=True)
+        if held and held.fingerprint != mine:
+            begun = any(self.shards.glob("*.json"))  # or there is nothing that could be lost
+            if begun or any(other is None or other.fingerprint != mine for other in others):
+                raise RecipeMismatchError(self.out, held.differences(project.pinned))
+        self._write_sources(project, command)
         # Last: known_sources trusts that the sources are there when the recipe is.
-        write_text(self.recipe, project.pinned.to_json())
+        if held is None and not create_bytes(self.recipe, text.encode()):
+            held = read_recipe(self.path)  # of a build that has begun at the same time
+            if held.fingerprint != mine:
+                raise RecipeMismatchError(self.out, held.differences(project.pinned))
+        elif held is not None and held.fingerprint != mine:
+            write_text(self.recipe, text)
 
-    def publish(self) -> None:
-        """Move the complete set to OUT and drop the folder."""
-        if self.out.is_dir():
-            self.out.rmdir()  # `already_built` accepts only an empty one
-        self.built.replace(self.out)
-        shutil.rmtree(self.path, ignore_errors=True)
+    def _write_sources(self, project: Project, command: str) -> None:
+        kinds: dict[Kind, tuple[Source, ...]] = {
+            "foreground": project.foregrounds,
+            "background": project.backgrounds,
+        }
+        for kind, sources in kinds.items():
+            path = self.sources(kind, project.pinned.fingerprint)
+            try:
+                read_sources(path)
+            except NotABuildError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_sources(path, sources)
+        whole = re.sub(r" --shard-range[ =]\S+", "", command)
+        create_bytes(self._command(project.pinned.fingerprint), whole.encode())
+
+    def _command(self, fingerprint: str) -> Path:
+        return self.path / fingerprint[:16] / "command.txt"
+
+    def command(self, fingerprint: str) -> str:
+        """Return the command that makes all of the set."""
+        return self._command(fingerprint).read_text(encoding="utf-8")
+
+    def new_folder(self) -> Path:
+        """Return a folder, not made yet, for this process alone to put the set together in."""
+        for path in self.path.glob("built-*"):  # of builds that ended while they did
+            shutil.rmtree(path, ignore_errors=True)
+        return self.path / f"built-{secrets.token_hex(8)}"
+
+    def publish(self, built: Path) -> bool:
+        """Move the complete set to OUT; False when OUT is there already."""
+        try:
+            if self.out.is_dir():
+                self.out.rmdir()  # `already_built` accepts only an empty one
+            built.rename(self.out)
+        except OSError:
+            if (self.out / RECIPE_FILE).is_file():
+                return False
+            raise
+        return True
 
 
-def _write_sources(folder: Path, project: Project) -> None:
-    for kind, sources in (
-        ("foregrounds", project.foregrounds),
-        ("backgrounds", project.backgrounds),
-    ):
-        (folder / kind).mkdir(exist_ok=True)
-        write_sources(folder / kind / SOURCES_FILE, sources)
+@dataclass(frozen=True)
+class FinishedSplit:
+    """The finished shards of a split: their files in the work folder, and what they hold."""
+
+    stored: tuple[str, ...]
+    shards: tuple[dict[str, Any], ...]  # file (inside OUT), rows, size_bytes, sha256
+    statistics: Statistics
+
+
+class Ledger:
+    """Which shards of a set are done; each one's file is hashed once.
+
+    A byte a shard is kept, and nothing of what is in them.
+    """
+
+    def __init__(self, work: WorkFolder, pinned: PinnedRecipe, file_format: FileFormat) -> None:
+        self.plan = Plan(pinned)
+        self.file_format = file_format
+        self._folder, self._fingerprint = work.shards, pinned.fingerprint
+        self._done = bytearray(self.plan.n_shards)
+
+    def name(self, number: int) -> str:
+        """Return the name of a shard by its number among all, without extension."""
+        split, shard = self.plan.shard(number)
+        return split.shard_name(shard)
+
+    def rows(self, numbers: Iterable[int]) -> int:
+        """Return how many records some shards have."""
+        rows = 0
+        for split, shard in map(self.plan.shard, numbers):
+            start, stop = split.shard_range(shard)
+            rows += stop - start
+        return rows
+
+    def add(self, number: int) -> None:
+        """Take a shard for done that this build has just made."""
+        self._done[number] = True
+
+    def check(self, number: int) -> bool:
+        """Whether a shard is committed for this set and unharmed on disk."""
+        if not self._done[number]:
+            self._done[number] = is_done(
+                self._folder, self.name(number), self.file_format, self._fingerprint
+            )
+        return bool(self._done[number])
+
+    def missing(self, numbers: Iterable[int]) -> array[int]:
+        """Return those of some shards that are not done."""
+        missing, rest = array("q"), iter(numbers)
+        with ThreadPoolExecutor(n_cores()) as pool:  # hashing leaves Python's lock alone
+            while some := list(islice(rest, 1024)):
+                checked = pool.map(self.check, some)
+                missing.extend(n for n, done in zip(some, checked, strict=True) if not done)
+        return missing
+
+    def n_committed(self) -> int:
+        """Return how many shards have a commit record; says nothing of their files."""
+        with os.scandir(self._folder) as entries:
+            return sum(e.name.endswith(".json") and e.is_file() for e in entries)
+
+    def finished(self) -> dict[str, FinishedSplit]:
+        """Return all splits of a set whose shards are all done; reads each commit record once."""
+        return {split.name: self._finished(split) for split in self.plan.splits.values()}
+
+    def _finished(self, split: SplitPlan) -> FinishedSplit:
+        statistics = Statistics(self.plan.pinned.recipe.size)
+        stored, shards = [], []
+        for shard in range(split.n_shards):
+            commit = self._commit(split.shard_name(shard))
+            statistics.merge(Statistics.from_json(commit.statistics))
+            stored.append(stored_name(commit.shard, commit.sha256, self.file_format))
+            shards.append(
+                {
+                    "file": shard_file(split, shard, self.file_format),
+                    "rows": commit.rows,
+                    "size_bytes": commit.size_bytes,
+                    "sha256": commit.sha256,
+                }
+            )
+        return FinishedSplit(tuple(stored), tuple(shards), statistics)
+
+    def _commit(self, name: str) -> Commit:
+        commit = read_commit(self._folder, name)
+        if commit is None:
+            raise OutputError(
+                f"the commit record of {name} in {self._folder} is gone or damaged; run the same "
+                "command again."
+            )
+        return commit
 
 
 def already_built(out: Path, pinned: PinnedRecipe, file_format: FileFormat) -> bool:
@@ -329,28 +510,21 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_metadata(
-    folder: Path, project: Project, commits: Mapping[str, Commit], file_format: FileFormat
+    folder: Path, work: WorkFolder, pinned: PinnedRecipe, finished: Mapping[str, FinishedSplit]
 ) -> None:
     """Write everything of a complete set but its shards, card and preview."""
-    write_text(folder / RECIPE_FILE, project.pinned.to_json())
-    _write_sources(folder, project)
-    splits = {}
-    for split in Plan(project.pinned).splits.values():
-        total, shards = Statistics(project.pinned.recipe.size), []
-        for shard in range(split.n_shards):
-            commit = commits[split.shard_name(shard)]
-            total.merge(Statistics.from_json(commit.statistics))
-            shards.append(
-                {
-                    "file": shard_file(split, shard, file_format),
-                    "rows": commit.rows,
-                    "size_bytes": commit.size_bytes,
-                    "sha256": commit.sha256,
-                }
-            )
-        splits[split.name] = {"shards": shards, "statistics": total.to_json()}
+    write_text(folder / RECIPE_FILE, pinned.to_json())
+    kinds: tuple[Kind, ...] = ("foreground", "background")
+    for kind in kinds:
+        target = folder / f"{kind}s" / SOURCES_FILE
+        target.parent.mkdir()
+        link_or_copy(work.sources(kind, pinned.fingerprint), target)
+    splits = {
+        name: {"shards": split.shards, "statistics": split.statistics.to_json()}
+        for name, split in finished.items()
+    }
     (folder / STATISTICS_FILE).parent.mkdir(exist_ok=True)
-    content = {"fingerprint": project.pinned.fingerprint, "splits": splits}
+    content = {"fingerprint": pinned.fingerprint, "splits": splits}
     write_text(folder / STATISTICS_FILE, json.dumps(content) + "\n")
 
 
@@ -385,13 +559,14 @@ def build_status(out: Path) -> dict[str, Any]:
     pinned = read_recipe(out) if finished else work.held()
     if pinned is None:
         raise NotABuildError(f"{out} is not a build of fgbg, nor is one being made there.")
+    committed = {path.stem for path in work.shards.glob("*.json")}
     splits = {}
     for split in Plan(pinned).splits.values():
         rows = [split.shard_range(shard) for shard in range(split.n_shards)]
         done = [
             stop - start
             for shard, (start, stop) in enumerate(rows)
-            if finished or read_commit(work.shards, split.shard_name(shard))
+            if finished or split.shard_name(shard) in committed
         ]
         splits[split.name] = {
             "records": split.n_records,

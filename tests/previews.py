@@ -13,7 +13,7 @@ from builder.depth import DepthEstimator
 from builder.plan import Plan, hold_out
 from builder.recipe import DepthInfo, PinnedRecipe, Recipe
 from builder.render import Renderer
-from builder.shards import FileFormat, write_shard, write_sources, write_text
+from builder.shards import FileFormat, stored_name, write_shard, write_sources, write_text
 from builder.sources import Source, SourceBank, prepare
 from builder.work import RECIPE_FILE, SOURCES_FILE, shard_file
 
@@ -78,7 +78,9 @@ def make_build(
             path = out / shard_file(split, shard, file_format)
             path.parent.mkdir(exist_ok=True)
             records = renderer.records(split.name, *split.shard_range(shard))
-            write_shard(path.parent, path.stem, file_format, pinned, records)
+            commit = write_shard(path.parent, path.stem, file_format, pinned, records)
+            stored = path.parent / stored_name(path.stem, commit.sha256, file_format)
+            stored.rename(path)
             path.with_suffix(".json").unlink()  # the commit record; stays in the work folder
     write_text(out / RECIPE_FILE, pinned.to_json())
     return renderer, plan

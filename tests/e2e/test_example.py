@@ -23,7 +23,7 @@ from tests.e2e.test_finetune import is_newer, written
 from tests.e2e.test_resume import wait_until
 from training.loop import load_checkpoint
 
-# 54 or 72 train records in batches of 8: three epochs or four, so that a kill falls into any part of one.
+# 54 or 72 train records in batches of 8: three epochs or four; a kill falls into any part of one.
 RUN = ("--steps", "28", "--batch-size", "8", "--images", "12", "--every", "4")
 SPLITS = ["train", "unseen_background", "unseen_foreground", "unseen_both"]
 SIDE, PITCH, TOP, GAP = 144, 172, 28, 10  # of the picture, in px
@@ -38,7 +38,7 @@ def _threads():
 
 @pytest.fixture(scope="module")
 def runs(built, sources, tiny_model, tmp_path_factory):
-    """Undisturbed runs on stored records and on the fly: their words, folders and what they told."""
+    """Undisturbed runs on stored records and on the fly: words, folders and what they told."""
     root = tmp_path_factory.mktemp("example")
     fresh = ("--on-the-fly", *sources, "--size", "64", "--depth-model", tiny_model)
     fresh = (*fresh, "--depth-input", "64", "--placements", "3")
@@ -156,9 +156,7 @@ def test_the_picture_shows_composites_masks_and_depth(runs, built):
         shown = [
             np.asarray(row["mask"].convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
             for row in rows[split]
-            if np.array_equal(
-                tiles[0], row["fg_bg"].resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            )
+            if np.array_equal(tiles[0], row["fg_bg"].resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         ]
         assert len(shown) == 1
         assert np.array_equal(tiles[1], shown[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.running import COMMAND, OPTIONS, fgbg, files_of
-from tests.e2e.test_resume import commits, wait_until
+from tests.e2e.test_resume import commits, linger, wait_until
 
 # 4 foregrounds x 5 backgrounds x 2 flips x 5 places = 200 records of 64 px in 53 shards
 RAY = (*OPTIONS[:-2], "--placements", "5", "--shard-records", "4")
@@ -176,7 +177,7 @@ def test_the_driver_is_killed_and_a_local_build_goes_on(
 def test_a_shard_that_fails_is_told_and_the_others_are_made(cluster, sources, tmp_path):
     out = tmp_path / "set"
     arguments = (*sources, out, *OPTIONS, "--shard-records", "20", "--depth-model", "none")
-    in_the_way = tmp_path / ".set.fgbg" / "shards" / "unseen_both-00000-of-00001.parquet"
+    in_the_way = tmp_path / ".set.fgbg" / "shards" / "unseen_both-00000-of-00001.json"
     in_the_way.mkdir(parents=True)
     process = cluster.build(*arguments)
     _, stderr = process.communicate(timeout=120)

@@ -20,6 +20,7 @@ from builder.errors import (
     PublishFailedError,
     RecipeError,
     RecipeMismatchError,
+    UnfinishedError,
 )
 
 ONE_OF_EACH = [
@@ -33,6 +34,7 @@ ONE_OF_EACH = [
     PublishFailedError("no connection"),
     RecipeError("size is 1"),
     RecipeMismatchError(Path("out"), ["seed is 0, asked for is 1"]),
+    UnfinishedError("out", ["train-00001-of-00002"], "fgbg build fg bg out"),
 ]
 
 
@@ -51,6 +53,15 @@ def test_several_bad_sources_are_listed_together_in_order() -> None:
         "  fg/b.png: is empty",
         "  bg/a.jpg: is not an image",
     ]
+
+
+def test_an_unfinished_set_names_what_is_missing_and_what_makes_it() -> None:
+    error = UnfinishedError("out", [f"train-{i:05d}-of-00020" for i in range(12)], "fgbg build x")
+    listed = ", ".join(f"train-{i:05d}-of-00020" for i in range(10))
+    assert str(error) == (
+        f"out can not be finished: 12 shards are missing or damaged: {listed} ...\n"
+        "To make what is missing, and finish: fgbg build x"
+    )
 
 
 def test_a_mismatch_names_the_folder_the_differences_and_the_ways_out() -> None:

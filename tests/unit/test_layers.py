@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = (
     "errors",
     "untrusted",
+    "resources",
     "recipe",
     "schema",
     "sources",
@@ -31,6 +32,7 @@ ROOMS = (
     "stats",
     "encoding",
     "shards",
+    "claims",
     "work",
     "reading",
     "streaming",

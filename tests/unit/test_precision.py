@@ -228,8 +228,8 @@ def test_auto_stays_what_it_was_when_a_build_is_resumed_elsewhere(
     out = tmp_path / "out"
     begun = dataset(sources, tiny_model, precision="mixed").prepare(out)
     work = WorkFolder(out)
-    with work.locked():
-        work.begin(begun)
+    with work.entered(begun.pinned.fingerprint, 60) as presence:
+        work.begin(begun, presence, "")
     monkeypatch.setattr("builder.backends.has_fast_bfloat16", lambda device: False)
     resumed = dataset(sources, tiny_model, precision="auto").prepare(out)
     assert resumed.pinned.fingerprint == begun.pinned.fingerprint

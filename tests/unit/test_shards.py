@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from builder.shards import (
     Commit,
     Encoder,
     clear_temporary,
+    create_bytes,
     is_done,
     read_commit,
     read_sources,
@@ -83,6 +85,12 @@ def written(folder: Path, held: PinnedRecipe, prepared: Prepared, **options: Any
     return write_shard(folder, NAME, file_format, held, records(held, prepared), **options)
 
 
+def stored(folder: Path, file_format: str = "parquet") -> Path:
+    """The file of the shard in a folder."""
+    (path,) = folder.glob(f"{NAME}.*.{file_format}")
+    return path
+
+
 # --- rows -----------------------------------------------------------------------------------
 
 
@@ -110,7 +118,7 @@ def test_the_statistics_of_a_shard_are_those_of_its_decoded_pixels(
 ) -> None:
     held = pinned_of(prepared)
     commit = written(tmp_path, held, prepared)
-    rows = pq.read_table(tmp_path / f"{NAME}.parquet").to_pylist()
+    rows = pq.read_table(stored(tmp_path)).to_pylist()
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(r["fg_bg"]["bytes"]))) for r in rows])
     masks = np.stack([np.asarray(Image.open(io.BytesIO(r["mask"]["bytes"]))) for r in rows])
     depths = np.stack([np.asarray(Image.open(io.BytesIO(r["depth"]["bytes"]))) for r in rows])
@@ -151,7 +159,7 @@ def test_a_parquet_shard_is_laid_out_as_datasets_does(
 ) -> None:
     held = pinned_of(prepared, depth)
     written(tmp_path, held, prepared)
-    ours = pq.ParquetFile(tmp_path / f"{NAME}.parquet")
+    ours = pq.ParquetFile(stored(tmp_path))
     theirs = by_datasets(tmp_path / "theirs.parquet", held, prepared)
     assert ours.schema_arrow.equals(theirs.schema_arrow, check_metadata=False)
     assert ours.schema.equals(theirs.schema)
@@ -171,7 +179,7 @@ def test_a_parquet_shard_is_laid_out_as_datasets_does(
 def test_pictures_are_stored_plain_and_indexed(tmp_path: Path, prepared: Prepared) -> None:
     held = pinned_of(prepared)
     written(tmp_path, held, prepared)
-    group = pq.ParquetFile(tmp_path / f"{NAME}.parquet").metadata.row_group(0)
+    group = pq.ParquetFile(stored(tmp_path)).metadata.row_group(0)
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
     for name in ("fg_bg.bytes", "mask.bytes", "depth.bytes"):
         assert columns[name].compression == "UNCOMPRESSED"
@@ -187,7 +195,7 @@ def test_the_files_metadata_carries_features_recipe_and_depth(
     held = pinned_of(prepared)
     written(tmp_path, held, prepared)
     theirs = by_datasets(tmp_path / "theirs.parquet", held, prepared).schema_arrow.metadata
-    metadata = pq.read_schema(tmp_path / f"{NAME}.parquet").metadata
+    metadata = pq.read_schema(stored(tmp_path)).metadata
     assert (
         json.loads(metadata[b"huggingface"])["info"] == json.loads(theirs[b"huggingface"])["info"]
     )
@@ -204,7 +212,7 @@ def test_the_files_metadata_declares_content_defined_chunking(
     held = pinned_of(prepared)
     written(tmp_path, held, prepared)
     theirs = by_datasets(tmp_path / "theirs.parquet", held, prepared).metadata.metadata
-    ours = pq.read_metadata(tmp_path / f"{NAME}.parquet").metadata
+    ours = pq.read_metadata(stored(tmp_path)).metadata
     assert ours[b"content_defined_chunking"] == theirs[b"content_defined_chunking"]
 
 
@@ -216,8 +224,8 @@ def test_every_byte_before_the_footer_is_what_datasets_writes(
     written(tmp_path, held, prepared)
     by_datasets(tmp_path / "theirs.parquet", held, prepared)
     bodies = []
-    for name in (NAME, "theirs"):
-        data = (tmp_path / f"{name}.parquet").read_bytes()
+    for path in (stored(tmp_path), tmp_path / "theirs.parquet"):
+        data = path.read_bytes()
         assert data[-4:] == b"PAR1"
         bodies.append(data[: -8 - int.from_bytes(data[-8:-4], "little")])
     assert bodies[0] == bodies[1]
@@ -244,11 +252,11 @@ def test_an_arrow_shard_is_a_stream_that_datasets_maps(tmp_path: Path, prepared:
     held = pinned_of(prepared)
     written(tmp_path, held, prepared)
     written(tmp_path, held, prepared, file_format="arrow")
-    path = tmp_path / f"{NAME}.arrow"
+    path = stored(tmp_path, "arrow")
     with pa.memory_map(str(path)) as file:
         stream = pa.ipc.open_stream(file)
         table = stream.read_all()
-    assert table.equals(pq.read_table(tmp_path / f"{NAME}.parquet"))
+    assert table.equals(pq.read_table(stored(tmp_path)))
     assert json.loads(table.schema.metadata[b"fgbg"])["fingerprint"] == held.fingerprint
     loaded = datasets.Dataset.from_file(str(path))
     assert loaded.features == features(record_columns(held.recipe))
@@ -262,13 +270,14 @@ def test_a_commit_record_says_what_the_file_is(tmp_path: Path, prepared: Prepare
     held = pinned_of(prepared)
     ticks: list[int] = []
     commit = written(tmp_path, held, prepared, progress=ticks.append)
-    data = (tmp_path / f"{NAME}.parquet").read_bytes()
+    data = stored(tmp_path).read_bytes()
     assert (commit.shard, commit.rows, commit.size_bytes) == (NAME, 240, len(data))
     assert commit.sha256 == hashlib.sha256(data).hexdigest()
     assert commit.fingerprint == held.fingerprint
     assert read_commit(tmp_path, NAME) == commit
     assert ticks == [100, 100, 40]
-    assert {path.name for path in tmp_path.iterdir()} == {f"{NAME}.parquet", f"{NAME}.json"}
+    names = {f"{NAME}.{commit.sha256[:16]}.parquet", f"{NAME}.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "arrow"])
@@ -306,7 +315,7 @@ def test_a_whole_shard_is_done(done: tuple[Path, str]) -> None:
 
 @pytest.mark.parametrize("at", [0, 5000, -1])
 def test_one_flipped_bit_is_not_done(done: tuple[Path, str], at: int) -> None:
-    path = done[0] / f"{NAME}.parquet"
+    path = stored(done[0])
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
@@ -314,7 +323,7 @@ def test_one_flipped_bit_is_not_done(done: tuple[Path, str], at: int) -> None:
 
 
 def test_a_truncated_longer_or_missing_file_is_not_done(done: tuple[Path, str]) -> None:
-    path = done[0] / f"{NAME}.parquet"
+    path = stored(done[0])
     data = path.read_bytes()
     for content in (data[:-1], data + b"\0", b""):
         path.write_bytes(content)
@@ -381,15 +390,38 @@ def test_a_failure_while_remaking_keeps_the_earlier_file(
     assert {path.name: path.read_bytes() for path in done[0].iterdir()} == before
 
 
-def test_a_kill_between_file_and_commit_record_is_not_done(
+def test_a_file_without_its_commit_record_changes_nothing(
     done: tuple[Path, str], prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The old commit record beside a new file names another sha256."""
+    """As after a kill between the two, or while another build makes the same shard."""
     held, other = pinned_of(prepared, depth=False, seed=1), tmp_path_factory.mktemp("other")
     written(other, held, prepared)
-    os.replace(other / f"{NAME}.parquet", done[0] / f"{NAME}.parquet")  # noqa: PTH105
-    for fingerprint in (done[1], held.fingerprint):
-        assert not is_done(done[0], NAME, "parquet", fingerprint)
+    stored(other).rename(done[0] / stored(other).name)
+    assert is_done(done[0], NAME, "parquet", done[1])
+    assert not is_done(done[0], NAME, "parquet", held.fingerprint)
+
+
+def test_a_file_is_created_by_one_of_many_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "claim"
+    with ThreadPoolExecutor(8) as pool:
+        contents = [f"{i}".encode() * 1000 for i in range(64)]
+        created = list(pool.map(lambda content: create_bytes(path, content), contents))
+    assert created.count(True) == 1
+    assert path.read_bytes() == contents[created.index(True)]
+    assert [p.name for p in tmp_path.iterdir()] == ["claim"]
+
+
+def test_a_file_is_created_once_without_hard_links_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)  # as on exFAT
+    assert create_bytes(tmp_path / "claim", b"one")
+    assert not create_bytes(tmp_path / "claim", b"two")
+    assert (tmp_path / "claim").read_bytes() == b"one"
+    assert [p.name for p in tmp_path.iterdir()] == ["claim"]
 
 
 def test_a_folder_that_is_gone_is_an_os_error(tmp_path: Path, prepared: Prepared) -> None:
