@@ -80,7 +80,9 @@ class UnfinishedError(FgbgError):
     def __init__(self, out: Path | str, missing: Sequence[str], command: str) -> None:
         self.out, self.missing, self.command = str(out), list(missing), command
         count = "1 shard is" if len(missing) == 1 else f"{len(missing)} shards are"
-        listed = ", ".join(self.missing[:10]) + (" ..." if len(missing) > 10 else "")
+        listed = ", ".join(self.missing[:10])
+        if len(missing) > 10:
+            listed += f" and {len(missing) - 10} more"
         super().__init__(
             f"{out} can not be finished: {count} missing or damaged: {listed}.\n"
             f"To make what is missing, and finish: {command}"

@@ -59,7 +59,7 @@ def test_an_unfinished_set_names_what_is_missing_and_what_makes_it() -> None:
     error = UnfinishedError("out", [f"train-{i:05d}-of-00020" for i in range(12)], "fgbg build x")
     listed = ", ".join(f"train-{i:05d}-of-00020" for i in range(10))
     assert str(error) == (
-        f"out can not be finished: 12 shards are missing or damaged: {listed} ...\n"
+        f"out can not be finished: 12 shards are missing or damaged: {listed} and 2 more.\n"
         "To make what is missing, and finish: fgbg build x"
     )
 
