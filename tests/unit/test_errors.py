@@ -99,6 +99,7 @@ def test_exit_codes_tell_wrong_input_from_failed_work() -> None:
         "OutputError",
         "BuildFailedError",
         "PublishFailedError",
+        "UnfinishedError",
     }
     assert set(codes.values()) == {1, 2}
 
