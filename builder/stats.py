@@ -181,9 +181,9 @@ class Statistics:
             levels = tallies["mask_px"]["levels"]
             if not all(_is_count(n, _MAX_COUNT) for n in (rows, levels - 1, *size_bytes.values())):
                 raise ValueError("a count is none")
+            read = {kind: Tally.from_json(tally) for kind, tally in tallies.items()}
             statistics = cls(math.isqrt(levels - 1))
             statistics.rows, statistics.size_bytes = rows, dict(size_bytes)
-            read = {kind: Tally.from_json(tally) for kind, tally in tallies.items()}
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no statistics ({type(error).__name__}: {error})") from None
         shapes = [{k: t.counts.shape for k, t in one.items()} for one in (read, statistics.tallies)]
