@@ -90,7 +90,7 @@ def card_text(
     splits = read_statistics(out, Plan(pinned))
     if old is None and path.is_file():
         old = path.read_text(encoding="utf-8")
-    keys, text = _parts(old or "")
+    keys, text = card_parts(old or "")
     kept = {k: v for k, v in keys.items() if k not in _OWNED}
     if license:
         kept["license"] = license
@@ -124,7 +124,7 @@ _LOCATION = re.compile(r'load_dataset\("([^"\n]+)"')
 
 def card_keys(card: str) -> dict[str, Any]:
     """Return the YAML keys of a card's text."""
-    return _parts(card)[0]
+    return card_parts(card)[0]
 
 
 def records_config(card: str) -> str:
@@ -132,8 +132,12 @@ def records_config(card: str) -> str:
     return _records_config(card_keys(card))
 
 
-def _parts(card: str) -> tuple[dict[str, Any], str]:
-    """Return the YAML keys of a card, and the text below them."""
+def card_parts(card: str) -> tuple[dict[str, Any], str]:
+    """Return the YAML keys of a card, and the text below them.
+
+    Raises:
+        CardError: the metadata is no YAML.
+    """
     import yaml
 
     found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", card, re.DOTALL | re.MULTILINE)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
+from builder.preview import TABLE_FILE
 from builder.schema import Column, features
 from builder.shards import FileFormat
 from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, built_format
@@ -94,10 +95,8 @@ class Repo:
         }
         if RECIPE_FILE not in self.files:
             raise NotABuildError(f"{repo_id} on the Hub is not a set of fgbg: no {RECIPE_FILE}.")
-        small = (
-            *MAX_BYTES,
-            *(f"{kind}/{SOURCES_FILE}" for kind in ("foregrounds", "backgrounds")),
-        )
+        sources = (f"{kind}/{SOURCES_FILE}" for kind in ("foregrounds", "backgrounds"))
+        small = (*MAX_BYTES, *sources, TABLE_FILE)
         for name in small:
             if name in self.files and self.files[name].size_bytes <= MAX_BYTES.get(name, math.inf):
                 self._download(name, root)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder import __version__
-from builder.card import card_text
+from builder.card import card_parts, card_text
 from builder.composition import ALPHA_IN_MASK
 from builder.errors import FgbgError, RecipeError
 from builder.finished import (
@@ -39,13 +39,14 @@ from builder.finished import (
     wrong_columns,
 )
 from builder.plan import SPLITS, Ids, Plan, SplitPlan
+from builder.preview import TABLE_FILE, TABLE_RECORDS
 from builder.recipe import PinnedRecipe, Recipe, SourceEntry
 from builder.record_check import RecordCheck
 from builder.render import Renderer
-from builder.schema import SOURCE_COLUMNS, record_columns
+from builder.schema import SOURCE_COLUMNS, preview_columns, record_columns
 from builder.sources import Source, SourceBank, sha256_file, uncredited
 from builder.stats import Statistics
-from builder.untrusted import parse_json, printable, read_text
+from builder.untrusted import parse_json, printable, read_text, shown
 from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
@@ -193,8 +194,11 @@ class _Verification:
             self._check_leaks(pinned)
             stated = self._statistics(pinned, plan)
             bank = self._sources(pinned)
+            self._check = RecordCheck(pinned)
+            self._renderer = Renderer(plan, bank, None) if bank else None
             if self._check_names(plan):
-                complete = self._check_splits(plan, bank, stated)
+                complete = self._check_splits(plan, stated)
+            self._check_preview(plan)
             self._blame_sources()
             if stated is not None and bank is not None:
                 self._card()
@@ -364,13 +368,9 @@ class _Verification:
             self._problem("files", name, "is not part of the set")
         return True
 
-    def _check_splits(
-        self, plan: Plan, bank: SourceBank | None, stated: Mapping[str, Any] | None
-    ) -> list[str]:
+    def _check_splits(self, plan: Plan, stated: Mapping[str, Any] | None) -> list[str]:
         """Check the shards of every split; return the splits whose statistics were recomputed."""
         pinned, complete = plan.pinned, []
-        check = RecordCheck(pinned)
-        renderer = Renderer(plan, bank, None) if bank else None
         for split in plan.splits.values():
             drawn = _drawn(split, plan, self._sample)
             statistics = Statistics(pinned.recipe.size) if drawn is None else None
@@ -381,20 +381,14 @@ class _Verification:
                 wanted = None if drawn is None else drawn.get(shard, np.zeros(0, np.int64))
                 entry = stated[split.name][0][shard] if stated else None
                 one = _Shard(split, plan, name, split.shard_range(shard), wanted, entry)
-                self._check_shard(one, check, renderer, statistics)
+                self._check_shard(one, statistics)
             # A record with a fault was not counted; then the sums can not be equal anyway.
             if stated and statistics and statistics.rows == split.n_records:
                 self._compare_statistics(split.name, statistics, stated[split.name][1])
                 complete.append(split.name)
         return complete
 
-    def _check_shard(
-        self,
-        shard: _Shard,
-        check: RecordCheck,
-        renderer: Renderer | None,
-        statistics: Statistics | None,
-    ) -> None:
+    def _check_shard(self, shard: _Shard, statistics: Statistics | None) -> None:
         place, name = self._place, shard.name
         rows = shard.range[1] - shard.range[0]
         self._check_stated(shard, rows)
@@ -411,7 +405,7 @@ class _Verification:
                 self._check_table(shard, table, rows)
                 columns = [column.name for column in record_columns(shard.plan.pinned.recipe)]
                 for _, row in table.rows(columns, shard.wanted):
-                    self._check_record(shard, row, check, renderer, statistics)
+                    self._check_record(shard.name, shard.plan, row, statistics)
                     self._counts.records += 1
                     self._progress(1)
         except Unreadable as reason:
@@ -474,28 +468,43 @@ class _Verification:
             )
 
     def _check_record(
-        self,
-        shard: _Shard,
-        row: dict[str, Any],
-        check: RecordCheck,
-        renderer: Renderer | None,
-        statistics: Statistics | None,
+        self, file: str, plan: Plan, row: dict[str, Any], statistics: Statistics | None
     ) -> None:
         record_id = row["record_id"]
-        if not 0 <= record_id < shard.plan.pinned.n_records:
+        if not 0 <= record_id < plan.pinned.n_records:
             return  # told of by its id
-        again = renderer.compose(record_id) if renderer else None
-        faults = check.faults(row, again, statistics)
-        for name, what in faults:
-            self._problem(name, f"{shard.name} record {record_id}", what)
-        if again is not None:
-            misfit = any(name == "pixel_hash" for name, _ in faults)
+        again = self._renderer.compose(record_id) if self._renderer else None
+        faults = self._check.faults(row, again, statistics)
+        for check, what in faults:
+            self._problem(check, f"{file} record {record_id}", what)
+        if again is not None and file != TABLE_FILE:
+            misfit = any(check == "pixel_hash" for check, _ in faults)
             for source in (
                 ("backgrounds", again.background_id),
                 ("foregrounds", again.foreground_id),
             ):
                 self._counts.composed[source] += 1
                 self._counts.misfits[source] += misfit
+
+    def _check_preview(self, plan: Plan) -> None:
+        """Check the records of the config `preview`, which are copies of some of the set."""
+        try:
+            if not (self._place.root / TABLE_FILE).is_file():
+                raise Unreadable("is missing")
+            table, columns = Table(self._place.root / TABLE_FILE, "parquet"), preview_columns
+            if different := wrong_columns(table.schema, columns(plan.pinned.recipe)):
+                raise Unreadable(different)
+            if table.n_rows > TABLE_RECORDS:
+                raise Unreadable(f"has {table.n_rows} rows, more than {TABLE_RECORDS}")
+            homes = [_home(plan, record_id) for record_id in table.integers("record_id").tolist()]
+            names = [column.name for column in columns(plan.pinned.recipe)]
+            for number, row in table.rows(names):
+                if homes[number] is None or row.pop("split") != homes[number]:
+                    where = f"{TABLE_FILE} record {row['record_id']}"
+                    self._problem("preview", where, f"is of split {homes[number]}")
+                self._check_record(TABLE_FILE, plan, row, None)
+        except Unreadable as reason:
+            self._problem("preview", TABLE_FILE, str(reason))
 
     def _blame_sources(self) -> None:
         """Name the sources most of whose records are of other pixels; others only met those."""
@@ -536,16 +545,20 @@ class _Verification:
             return
         try:
             with refusing("can not be written again"):
-                expected = card_text(self._place.root)
+                (held, body), (due, own) = map(card_parts, (text, card_text(self._place.root)))
+                differences = list(_changed_keys(held, due, "", set()))
         except Unreadable as reason:
             self._problem("card", CARD_FILE, str(reason))
             return
-        held, due = text.splitlines(), expected.splitlines()
-        if len(held) > len(due) + _MAX_FOREIGN_LINES:
-            self._problem("card", CARD_FILE, f"has {len(held)} lines, by the data {len(due)}")
+        for key, what in differences:
+            self._problem("card", f"{CARD_FILE} {key.lstrip('.')}", what)
+        above = len(text.splitlines()) - len(body.lstrip().splitlines())
+        lines, expected = body.strip().splitlines(), own.strip().splitlines()
+        if len(lines) > len(expected) + _MAX_FOREIGN_LINES:
+            self._problem("card", CARD_FILE, f"has {len(lines)} lines, by the data {len(expected)}")
             return
-        for line, what in _changed_lines(held, due):
-            self._problem("card", f"{CARD_FILE} line {line}", what)
+        for line, what in _changed_lines(lines, expected):
+            self._problem("card", f"{CARD_FILE} line {above + line}", what)
 
 
 @dataclass(frozen=True)
@@ -610,19 +623,48 @@ def _check_counts(stated: Mapping[str, Any], size: int) -> None:
                     raise Unreadable(f"has a tally of {kind} that can not be")
 
 
-def _changed_lines(held: list[str], expected: list[str]) -> Iterator[tuple[int, str]]:
+def _changed_keys(
+    held: Any, due: Any, key: str, seen: set[tuple[int, int]]
+) -> Iterator[tuple[str, str]]:
+    """Give (key, what is wrong) for values of the card's YAML that are not as they should be.
+
+    `seen` are pairs compared before: YAML can name one value in very many places.
+    """
+    if isinstance(due, (dict, list)):
+        if (id(held), id(due)) in seen:
+            return
+        seen.add((id(held), id(due)))
+    if isinstance(due, dict) and isinstance(held, dict):
+        for name, value in due.items():
+            yield from _changed_keys(held.get(name), value, f"{key}.{name}", seen)
+    elif isinstance(due, list) and isinstance(held, list) and len(due) == len(held):
+        for number, (theirs, ours) in enumerate(zip(held, due, strict=True)):
+            names = ours if isinstance(ours, dict) else {}
+            name = names.get("config_name", names.get("name", number))
+            yield from _changed_keys(theirs, ours, f"{key}[{name}]", seen)
+    elif type(held) is not type(due) or held != due:
+        yield key, f"is {_named(held)}, by the data it is {_named(due)}"
+
+
+def _named(value: Any) -> str:
+    """Return a value of the YAML as it is told; of a large one its kind."""
+    if isinstance(value, (dict, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "missing" if value is None else shown(value)
+
+
+def _changed_lines(held: list[str], due: list[str]) -> Iterator[tuple[int, str]]:
     """Give (line number, what is wrong) for lines that are not as they should be."""
-    matcher = SequenceMatcher(None, held, expected)
-    for kind, start, stop, first, last in matcher.get_opcodes():
+    for kind, start, stop, first, last in SequenceMatcher(None, held, due).get_opcodes():
         if kind == "equal":
             continue
-        for n in range(max(stop - start, last - first)):
-            line = start + min(n, stop - start) + 1
-            theirs = held[start + n][:200] if n < stop - start else None
-            ours = expected[first + n][:200] if n < last - first else None
-            if theirs is None:
-                yield line, f"before it is missing {ours!r}"
-            elif ours is None:
-                yield line, f"says {theirs!r}, which does not come from the data"
-            else:
-                yield line, f"says {theirs!r}, by the data it is {ours!r}"
+        both = min(stop - start, last - first)
+        for n in range(both):
+            says, data = shown(held[start + n]), shown(due[first + n])
+            yield start + n + 1, f"says {says}, by the data it is {data}"
+        if more := stop - start - both:
+            says = shown(held[start + both])
+            yield start + both + 1, f"says {says}, which is not of the data ({more} such lines)"
+        if more := last - first - both:
+            data = shown(next(filter(None, due[first + both : last]), ""))
+            yield stop + 1, f"is where {data} is missing ({more} lines in all)"

@@ -24,6 +24,7 @@ from builder.cli import main
 from builder.encoding import _grey_png, encode_mask
 from builder.errors import FgbgError, NotABuildError
 from builder.plan import Plan
+from builder.preview import TABLE_FILE
 from builder.recipe import PinnedRecipe
 from builder.shards import write_table
 from builder.sources import sha256_file
@@ -434,8 +435,9 @@ def test_a_changed_source_image_is_found_and_named(out):
     report = forged(out, f"backgrounds/{SOURCES}", paint)
     blamed = [p for p in report.problems if p.check == "sources"]
     assert [p.where for p in blamed] == ["backgrounds/scene2"]
-    misfits = [p for p in report.problems if p.check == "pixel_hash"]
-    assert 12 < len(misfits) == len(report.problems) - 1
+    assert {p.check for p in report.problems} == {"sources", "pixel_hash"}
+    misfits = [p for p in report.problems if p.where.startswith("data/")]
+    assert len(misfits) > 12
     assert blamed[0].what == (
         f"{len(misfits)} of its 24 records checked were composed of another image"
     )
@@ -488,14 +490,56 @@ def test_a_number_in_the_yaml_of_the_card_is_found(out):
     path = out / "README.md"
     assert "num_examples: 54" in path.read_text()
     path.write_text(path.read_text().replace("num_examples: 54", "num_examples: 55"))
-    assert [p.what for p in verify(out).problems] == [
-        "says '    num_examples: 55', by the data it is '    num_examples: 54'"
-    ]
+    (problem,) = verify(out).problems
+    assert problem.check == "card"
+    assert problem.where == "README.md dataset_info[default].splits[train].num_examples"
+    assert problem.what == "is 55, by the data it is 54"
 
 
 def test_what_a_person_sets_in_the_card_is_no_fault(out):
     write_card(out, license="cc-by-4.0", title="A set of blobs")
     assert verify(out).ok
+    path = out / "README.md"
+    text = path.read_text().replace("license: cc-by-4.0\n", "")
+    text = text.replace("---\n", "---\nlanguage: [en]\nlicense: mit\n", 1)  # before our keys
+    path.write_text(
+        text.replace("## Limits", "Made for our course.\n\n## Limits") + "\n\nThanks!\n"
+    )
+    assert verify(out).problems == ()
+
+
+def test_a_block_that_was_cut_from_the_card_is_told_once(out):
+    path = out / "README.md"
+    lines = path.read_text().splitlines()
+    begin = next(i for i, line in enumerate(lines) if "fgbg:statistics begin" in line)
+    end = next(i for i, line in enumerate(lines) if "fgbg:statistics end" in line)
+    path.write_text("\n".join(lines[:begin] + lines[end + 1 :]))
+    (problem,) = verify(out).problems
+    assert problem.check == "card"
+    assert "fgbg:statistics begin" in problem.what
+
+
+def test_yaml_that_names_one_value_in_a_billion_places_takes_no_time(out):
+    laughs = ["a0: &a0 [ha, ha]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)]
+    path = out / "README.md"
+    path.write_text(path.read_text().replace("---\n", "---\n" + "\n".join(laughs) + "\n", 1))
+    assert verify(out).ok
+
+
+def test_a_preview_that_shows_other_records_is_found(out):
+    def spoil(rows: Rows) -> None:
+        rows[0]["mask"] = rows[1]["mask"]
+        rows[2]["split"] = "test"
+
+    rows = rows_of(out, TABLE_FILE)
+    change(out / TABLE_FILE, spoil)
+    assert found(verify(out)) == {
+        ("mask", record(rows, 0, TABLE_FILE)),
+        ("preview", record(rows, 2, TABLE_FILE)),
+    }
+    (out / TABLE_FILE).unlink()
+    (problem,) = verify(out).problems
+    assert (problem.check, problem.where, problem.what) == ("preview", TABLE_FILE, "is missing")
 
 
 def test_wrong_statistics_are_found(out):
@@ -540,6 +584,7 @@ def test_statistics_of_another_shape_are_told(out, spoil):
         ("recipe.json", "recipe"),
         ("assets/statistics.json", "statistics"),
         (f"foregrounds/{SOURCES}", "sources"),
+        (TABLE_FILE, "preview"),
         ("README.md", "card"),
     ],
 )
