@@ -57,6 +57,7 @@ def map_shards(
 def _connected(address: str | None) -> Iterator[ModuleType]:
     """Connect to the cluster at an address; to the caller's when he has connected already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # or a dead cluster is tried for 14 min
     try:
         import ray

@@ -149,7 +149,7 @@ def write_shard(
             statistics=statistics.to_json(),
         )
         _rename(temporary, folder / stored_name(name, commit.sha256, file_format))
-    write_text(folder / f"{name}.json", json.dumps(asdict(commit)))
+    write_text(folder / f"{name}.json", json.dumps(vars(commit)))
     return commit
 
 
