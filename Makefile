@@ -37,6 +37,7 @@ check: $(VENV)/.done ## lint, format, types
 bench: $(VENV)/.done ## print the benchmarks
 	$(BIN)/python benchmarks/compose.py
 	$(BIN)/python benchmarks/depth.py
+	$(BIN)/python benchmarks/read.py
 
 demo-sources: $(VENV)/.done ## render the bundled sources again
 	$(BIN)/python -m training.make_demo_sources

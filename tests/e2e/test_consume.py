@@ -102,23 +102,33 @@ parts = [split_dataset_by_node(streamed(), r, 2, strategy="shards") for r in ran
 assert sorted(r["record_id"] for p in parts for r in p) == sorted(r["record_id"] for r in wanted)
 assert min(len(list(part)) for part in parts) > 20
 
-# The trap, and the call that avoids it: how long `datasets` would sleep.
+# The trap, and the calls that avoid it: how long `datasets` would sleep.
 slept = []
 time.sleep = lambda seconds: slept.append(seconds)
-shuffled = streamed().shuffle(seed=0, buffer_size=1, max_buffer_input_shards=1)
-order = [row["record_id"] for row in shuffled]
-assert sorted(order) == sorted(row["record_id"] for row in wanted)
+ids = lambda rows: [row["record_id"] for row in rows]
+shuffled = streamed().shuffle(seed=0, buffer_size=1000, max_buffer_input_shards=1)
+assert sorted(ids(shuffled)) == sorted(ids(wanted)) != ids(shuffled)
+
+def in_epoch(epoch):
+    stream = streamed()
+    stream.set_epoch(epoch)
+    return stream
+
+orders = [ids(in_epoch(epoch)) for epoch in range(4)]
+assert orders[0] == ids(wanted)
+assert any(order != orders[0] for order in orders)
+assert all(sorted(order) == sorted(orders[0]) for order in orders)
 assert sum(slept) < 1, slept
-list(streamed().shuffle(seed=0, buffer_size=1))
+list(streamed().shuffle(seed=0, buffer_size=1000))
 assert sum(slept) >= 5, slept
 
-for stop in (1, 30, 41):
-    stream = streamed().shuffle(seed=0, buffer_size=1, max_buffer_input_shards=1)
-    seen = [row["record_id"] for row in itertools.islice(stream, stop)]
+for epoch, stop in ((0, 1), (3, 30), (3, 41)):
+    stream = in_epoch(epoch)
+    seen = ids(itertools.islice(stream, stop))
     state = json.loads(json.dumps(stream.state_dict()))
-    again = streamed().shuffle(seed=0, buffer_size=1, max_buffer_input_shards=1)
+    again = in_epoch(epoch)
     again.load_state_dict(state)
-    assert seen + [row["record_id"] for row in again] == order
+    assert seen + ids(again) == orders[epoch]
 """
 
 READ = """
