@@ -41,7 +41,7 @@ from builder.render import Renderer
 from builder.schema import features, record_columns
 from builder.shards import Encoder, FileFormat
 from builder.sources import SourceBank, scan
-from builder.stats import Statistics
+from builder.stats import Tally
 from builder.streaming import RecordsIterable, Unit, units_of
 from builder.work import (
     FINISH,
@@ -426,11 +426,11 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         folder = Path(self._output_dir)
         if (folder / RECIPE_FILE).is_file():
             return RecordReader.of(folder)
-        statistics = Statistics(self.config.recipe.size)
+        tally = Tally(256, 3)
         n_sampled = min(self.plan.splits[TRAIN].n_records, _SAMPLED_RECORDS)
         for record in self._renderer(with_depth=False)[0].composites(TRAIN, 0, n_sampled):
-            statistics.tallies["fg_bg"].add(record.fg_bg)
-        return RecordReader.with_statistics(self.plan.pinned, statistics)
+            tally.add(record.fg_bg)
+        return RecordReader.counted(self.plan.pinned, tally)
 
     def _split_generators(
         self, dl_manager: datasets.DownloadManager | None = None

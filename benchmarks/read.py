@@ -79,10 +79,7 @@ class Stored:
             record = replace(renderer.compose(record_id), depth=work.depths[record_id])
             tally.add(record.fg_bg)
             rows.append(encoder.row(record))
-        summaries = tally.summaries()
-        self.reader = RecordReader(
-            self.pinned, [s.mean / 255 for s in summaries], [s.std / 255 for s in summaries]
-        )
+        self.reader = RecordReader.counted(self.pinned, tally)
         self.order = np.random.default_rng(0).permutation(len(rows)).tolist()
         self.endings = {"fg_bg": "jpg", "mask": "png"}
         self.endings["depth"] = "png" if depth_format == "png16" else "jpg"
@@ -254,6 +251,8 @@ def loader(stored: Stored, rows: Any, collate: Callable[[list[Row]], Batch]) -> 
     rows = rows.select_columns(list(PICTURES))
     if isinstance(rows, datasets.IterableDataset):
         rows.set_epoch(1)  # the files in another order
+        if collate == stored.reader.collate:  # it takes columns too, which spares making rows
+            return iter(DataLoader(rows.batch(BATCH), batch_size=None, collate_fn=collate))
         return iter(DataLoader(rows, BATCH, collate_fn=collate))
     return iter(DataLoader(rows, BATCH, sampler=stored.order, collate_fn=collate))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,14 @@ from builder.errors import FgbgError, NotABuildError
 from builder.plan import TRAIN
 from builder.recipe import PinnedRecipe
 from builder.schema import IMAGE_COLUMNS
-from builder.stats import Statistics
+from builder.stats import Statistics, Tally
 from builder.untrusted import parse_json, read_text
 from builder.work import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
 
 if TYPE_CHECKING:
     import torch
+
+_AS_LOADED = "give rows as load_dataset returns them, without set_format."
 
 Channels = npt.NDArray[np.float64]
 # A list of rows, as a data loader gives them, or a dict of columns, as `map` and transforms do.
@@ -93,12 +96,12 @@ class RecordReader:
                 f"{source}: {RECIPE_FILE} and {STATISTICS_FILE} belong to different sets; take "
                 "both from one build."
             )
-        return cls.with_statistics(pinned, statistics)
+        return cls.counted(pinned, statistics.tallies["fg_bg"])
 
     @classmethod
-    def with_statistics(cls, pinned: PinnedRecipe, statistics: Statistics) -> RecordReader:
-        """Make the reader of a set from the statistics of its train split."""
-        channels = statistics.tallies["fg_bg"].summaries()
+    def counted(cls, pinned: PinnedRecipe, fg_bg: Tally) -> RecordReader:
+        """Make the reader of a set whose composites' pixels have been counted, by channel."""
+        channels = fg_bg.summaries()
         mean, std = ([getattr(c, name) / 255 for c in channels] for name in ("mean", "std"))
         return cls(pinned, mean, std)
 
@@ -115,8 +118,7 @@ class RecordReader:
         """
         if self._codec is None:
             raise ValueError("this set has no depth: it was built with --depth-model none.")
-        encoded = _encoded(depth)
-        return self._codec.metres(depth if encoded is None else self._codec.pixels(encoded))
+        return self._codec.metres(_depth_pixels(self._codec, depth))
 
     def unknown(self, depth: Any) -> npt.NDArray[np.bool_]:
         """Return which pixels of a value of the column `depth` are unknown, (H, W) bool."""
@@ -164,13 +166,10 @@ class RecordReader:
             "fg_bg": np.empty((n, size, size, 3), dtype=np.uint8),
             "mask": np.empty((n, size, size), dtype=np.bool_),
         }
+        fill: dict[str, Callable[[Any, Any], None]] = {"fg_bg": _fill_image, "mask": _fill_mask}
         if self._codec and "depth" in pictures:
             batch["depth_m"] = np.empty((n, size, size), dtype=np.float32)
-        fill: dict[str, Callable[[Any, Any], None]] = {
-            "fg_bg": _fill_image,
-            "mask": _fill_mask,
-            "depth_m": self._fill_depth,
-        }
+            fill["depth_m"] = partial(_fill_depth, self._codec)
         for name, targets in batch.items():
             column = "depth" if name == "depth_m" else name
             for number, value in enumerate(pictures[column]):
@@ -208,9 +207,6 @@ class RecordReader:
             tensors["depth_m"] = batch["depth_m"][:, None]
         return {name: torch.from_numpy(values) for name, values in tensors.items()}
 
-    def _fill_depth(self, value: Any, target: npt.NDArray[np.float32]) -> None:
-        _fill(self.metres(value), target)
-
 
 def _fill_image(value: Any, target: npt.NDArray[np.uint8]) -> None:
     encoded = _encoded(value)
@@ -226,13 +222,29 @@ def _fill_mask(value: Any, target: npt.NDArray[np.bool_]) -> None:
     _fill(mask_pixels(value) if encoded is None else decode_mask(encoded, len(target)), target)
 
 
+def _fill_depth(codec: DepthCodec, value: Any, target: npt.NDArray[np.float32]) -> None:
+    pixels = _depth_pixels(codec, value)
+    _check_shape(pixels, target)
+    codec.metres(pixels, target)
+
+
+def _depth_pixels(codec: DepthCodec, depth: Any) -> npt.NDArray[Any]:
+    encoded = _encoded(depth)
+    return np.asarray(depth) if encoded is None else codec.pixels(encoded)
+
+
 def _fill(pixels: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
-    if pixels.shape != target.shape or pixels.dtype != target.dtype:
-        raise ValueError(
-            f"it is {pixels.shape} {pixels.dtype}, and this set's are {target.shape} "
-            f"{target.dtype}; give rows as load_dataset returns them, without set_format."
-        )
+    _check_shape(pixels, target)
+    if pixels.dtype != target.dtype:
+        raise ValueError(f"it is {pixels.dtype}, and this set's are {target.dtype}; {_AS_LOADED}")
     target[...] = pixels
+
+
+def _check_shape(pixels: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
+    if pixels.shape != target.shape:
+        raise ValueError(
+            f"its shape is {pixels.shape}, and this set's are {target.shape}; {_AS_LOADED}"
+        )
 
 
 def _encoded(value: Any) -> bytes | None:

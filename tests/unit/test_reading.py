@@ -196,18 +196,22 @@ WRONG = {
     ),
     "channels first": (
         lambda r: changed(r, "fg_bg", np.zeros((3, SIZE, SIZE), np.uint8)),
-        r"it is \(3, 36, 36\) uint8, and this set's are \(36, 36, 3\) uint8; give rows as",
+        r"its shape is \(3, 36, 36\), and this set's are \(36, 36, 3\); give rows as load_",
     ),
     "normalised": (
-        lambda r: changed(r, "fg_bg", np.zeros((SIZE, SIZE, 3), np.float32)), "float32, and this"
+        lambda r: changed(r, "fg_bg", np.zeros((SIZE, SIZE, 3), np.float32)), "it is float32, "
     ),
     "mask of 0 and 1": (
         lambda r: changed(r, "mask", np.eye(SIZE, dtype=np.uint8)), "a mask holds 0 and 255 only"
     ),
+    "depth of another size": (
+        lambda r: changed(r, "depth", np.full((20, 30), 500, np.uint16)),
+        r"depth: its shape is \(20, 30\), and this set's are \(36, 36\)",
+    ),
     "depth in metres": (
         lambda r: changed(r, "depth", np.full((SIZE, SIZE), 1.5)), "whole numbers from 0 to 65535"
     ),
-    "None": (lambda r: changed(r, "fg_bg", None), "row 1 of the batch, fg_bg: it is "),
+    "None": (lambda r: changed(r, "fg_bg", None), "row 1 of the batch, fg_bg: its shape is "),
 }  # fmt: skip
 
 
@@ -318,9 +322,9 @@ def test_collate_serves_loaders_transforms_and_map():
 
     check(list(DataLoader(dataset, batch_size=2, collate_fn=reader.collate)))
     check(list(DataLoader(dataset.with_transform(reader.collate), batch_size=2)))
+    stream = dataset.to_iterable_dataset()
+    check(list(DataLoader(stream.batch(2), batch_size=None, collate_fn=reader.collate)))
     assert dataset.with_transform(reader.collate)[1]["mask"].shape == (1, SIZE, SIZE)
     columns = dataset.column_names
-    streamed = dataset.to_iterable_dataset().map(
-        reader.collate, batched=True, batch_size=2, remove_columns=columns
-    )
+    streamed = stream.map(reader.collate, batched=True, batch_size=2, remove_columns=columns)
     check([{k: np.asarray(v)[None] for k, v in row.items()} for row in streamed])
