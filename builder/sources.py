@@ -303,8 +303,9 @@ def _parse_credits(
     for line, row in enumerate(rows, start=2):
         if not any(cell.strip() for cell in row):
             continue
+        named = dict(zip(header, row, strict=False)).get("file", "")
         cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
-        file = cells.get("file", "")
+        file = named if named in files else named.strip()  # names may begin or end with spaces
         credit = cells.get("author", ""), cells.get("licence", ""), cells.get("url", "")
         reason = ""
         if len(row) != len(header):
