@@ -52,6 +52,13 @@ def test_files_the_readme_points_to_exist():
         assert (ROOT / target).exists(), target
 
 
+def test_tests_the_page_on_reliability_names_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    names = set(re.findall(r"`((?:tests|builder)/[\w/.]+)`", page))
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
 def test_python_in_the_readme_parses():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 5
