@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,21 +13,36 @@ from tests.e2e.running import COMMAND
 
 GIB = 2**30
 
-_PREPARE = """
-import faulthandler, json, resource, sys
-faulthandler.enable()
+# Peak memory of this process. Not ru_maxrss: that begins with the size of the process it was
+# forked from.
+PEAK = """
+import re
 from pathlib import Path
+def peak_mib():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+"""
+
+# In a process of its own: the one that runs the tests may have mapped more already.
+_LIMIT = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+_PREPARE = f"""{PEAK}
+import faulthandler, json, sys
+faulthandler.enable()
 from builder.errors import FgbgError
 from builder.recipe import Recipe
 from builder.sources import prepare
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 try:
     done = prepare(folder, kind, Recipe(size=32, foreground_size=16), skip_bad=True)
-    result = {"used": [s.entry.file for s in done.sources], "refused": done.skipped}
+    result = dict(used=[s.entry.file for s in done.sources], refused=done.skipped)
 except FgbgError as error:
-    result = {"error": str(error)}
-result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-print(json.dumps(result))
+    result = dict(error=str(error))
+print(json.dumps(dict(result, peak_mib=peak_mib())))
 """
 
 
@@ -36,18 +50,12 @@ def limited(
     command: list[str], *, memory: int = 4 * GIB, seconds: float = 120, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that may not map more than `memory` bytes nor run longer than `seconds`."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
     done = subprocess.run(
-        command,
+        [sys.executable, "-c", _LIMIT, str(memory), *command],
         capture_output=True,
         text=True,
         errors="surrogateescape",
         timeout=seconds,
-        preexec_fn=limit,
         **options,
     )
     assert done.returncode >= 0, f"killed by signal {-done.returncode}\n{done.stderr}"

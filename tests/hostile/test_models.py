@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.hostile.running import GIB, assert_sentence, limited
+from tests.hostile.running import GIB, PEAK, assert_sentence, limited
 
 # What any of these folders would leave behind if something in it were run.
 _CANARY = "ran"
 
-_LOAD = """
-import json, resource, sys
-from pathlib import Path
+_LOAD = f"""{PEAK}
+import json, sys
 from builder.depth import DepthEstimator, locate_model
 from builder.errors import FgbgError
 from builder.recipe import Recipe
@@ -33,8 +32,7 @@ for folder in json.load(sys.stdin):
         told = "loaded"
     except FgbgError as error:
         told = str(error)
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps([Path(folder).name, told, peak_mib]), flush=True)
+    print(json.dumps([Path(folder).name, told, peak_mib()]), flush=True)
 """
 
 

@@ -22,7 +22,7 @@ from builder.card import write_card
 from builder.errors import BadSourcesError, NotABuildError, OutputError, RecipeError
 from builder.preview import write_preview
 from builder.recipe import Recipe, load_recipe
-from builder.shards import is_done, read_sources
+from builder.shards import is_done, read_sources, stored_name
 from builder.sources import prepare, sha256_file
 from builder.work import STATISTICS_FILE, WorkFolder, build_status, read_recipe
 from fgbg_dataset import FgbgDataset
@@ -404,18 +404,21 @@ def work(copied: Path, tmp_path: Path) -> WorkFolder:
     """The work folder as it was before the build ended, with one shard and its commit record."""
     folder = WorkFolder(tmp_path / "new")
     folder.shards.mkdir(parents=True)
+    held = read_recipe(copied)
     for kind in ("foreground", "background"):
-        (copied / f"{kind}s").rename(folder.path / f"{kind}s")
+        target = folder.sources(kind, held.fingerprint)
+        target.parent.mkdir(parents=True)
+        (copied / f"{kind}s" / target.name).rename(target)
     (copied / "recipe.json").rename(folder.recipe)
     (shard,) = (copied / "data").iterdir()
+    sha256 = sha256_file(shard)
+    stored = shard.rename(folder.shards / stored_name(shard.stem, sha256, "parquet"))
     content = json.loads((copied / STATISTICS_FILE).read_text())
-    shard.rename(folder.shards / shard.name)
-    held = read_recipe(folder.path)
     commit = {
         "shard": shard.stem,
         "rows": held.n_records,
-        "size_bytes": (folder.shards / shard.name).stat().st_size,
-        "sha256": sha256_file(folder.shards / shard.name),
+        "size_bytes": stored.stat().st_size,
+        "sha256": sha256,
         "fingerprint": held.fingerprint,
         "statistics": content["splits"]["train"]["statistics"],
     }
@@ -449,9 +452,10 @@ def test_a_shard_with_a_hostile_commit_record_is_not_done(work: WorkFolder, name
 
 
 def test_hostile_prepared_sources_of_a_work_folder_are_made_again(work: WorkFolder) -> None:
-    recipe = read_recipe(work.path).recipe
+    held = read_recipe(work.path)
+    recipe = held.recipe
     assert len(work.known_sources("foreground", recipe)) == len(HOSTILE_CREDITS)
-    work.sources("foreground").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    work.sources("foreground", held.fingerprint).write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     assert work.known_sources("foreground", recipe) == {}
 
 
