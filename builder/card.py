@@ -96,8 +96,9 @@ def card_text(
         kept["license"] = license
     config = config or _records_config(keys)
     values = _yaml(out, pinned, splits, config)
+    ours = {entry["config_name"] for entry in values["configs"]}
     for key in ("configs", "dataset_info"):
-        values[key] += _foreign(keys, key, {entry["config_name"] for entry in values["configs"]})
+        values[key] += _foreign(keys, key, ours)
     data = DatasetCardData(**{**values, **kept})
     heading, used = re.search(r"^# (.+)$", text, re.MULTILINE), _LOCATION.search(text)
     variables = _variables(out, pinned, splits)

@@ -136,8 +136,8 @@ def publish(
         PublishFailedError: the Hub could not be reached or kept refusing. What was sent is kept.
     """
     _check_names(repo_id, config)
+    _verify(Path(out), sample)
     with _as_parquet(Path(out)) as folder:
-        _verify(folder, sample)
         hub = _Hub(repo_id, revision, create_pr, token, endpoint, sleep)
         push = _Push(folder, hub, private, config, license, commit_message)
         plan = push.plan(hub.state())
@@ -184,11 +184,6 @@ def _check_names(repo_id: str, config: str | None) -> None:
 @contextmanager
 def _as_parquet(out: Path) -> Iterator[Path]:
     """Give the folder to publish: the build, or of an Arrow build a copy as Parquet."""
-    if not (out / RECIPE_FILE).is_file() and WorkFolder(out.absolute()).held():
-        raise NotABuildError(
-            f"{out} is not finished; run its build again until it is (fgbg status {out})."
-        )
-    read_recipe(out)
     if built_format(out) == "parquet":
         yield out
         return
@@ -199,8 +194,13 @@ def _as_parquet(out: Path) -> Iterator[Path]:
         yield folder
 
 
-def _verify(folder: Path, sample: int | None) -> None:
-    report = verify(folder, sample=sample)
+def _verify(out: Path, sample: int | None) -> None:
+    if not (out / RECIPE_FILE).is_file() and WorkFolder(out.absolute()).held():
+        raise NotABuildError(
+            f"{out} is not finished; run its build again until it is (fgbg status {out})."
+        )
+    read_recipe(out)
+    report = verify(out, sample=sample)
     if report.ok:
         return
     lines = [f"  {p.check}: {p.where}: {p.what}" for p in report.problems[:_MAX_PROBLEMS]]
@@ -655,8 +655,8 @@ class _Hub:
             except (HTTPError, OSError, RuntimeError, ValueError) as error:
                 response = _response(error)
                 status = response.status_code if response is not None else None
-                # Xet tells of the network by RuntimeError.
-                xet = step == "send" and isinstance(error, RuntimeError)
+                # Xet tells of the network by a RuntimeError of its own.
+                xet = step == "send" and isinstance(error, RuntimeError) and not error.__cause__
                 if response is None and not xet and not _is_connection(error):
                     if isinstance(error, ValueError):
                         raise PublishError(f"the Hub does not take the set: {error}") from error

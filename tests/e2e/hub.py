@@ -16,7 +16,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,13 +73,14 @@ class Fault:
     """What to do instead of answering, to requests whose method and path fit.
 
     `what`: a status to answer with; `cut` breaks off in the middle of the body sent or received;
-    `lost` does what is asked and then hangs up; `slow` answers piece by piece; `hang` never
-    answers, but tells it has been reached.
+    `lost` does what is asked and then hangs up; `late` does it and never answers; `slow` answers
+    piece by piece; `hang` takes the head alone and never answers; a function is called before the
+    request is answered as ever. `reached` is set as soon as it happens.
     """
 
     method: str
     pattern: str
-    what: int | Literal["cut", "lost", "slow", "hang"]
+    what: int | Literal["cut", "lost", "late", "slow", "hang"] | Callable[[], object]
     times: int = 1
     after: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -93,7 +94,8 @@ class Fault:
             self.after -= 1
             return False
         self.times -= 1
-        self.reached.set()
+        if self.what != "late":
+            self.reached.set()
         return True
 
 
@@ -219,6 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
     slow = False
+    lost: Fault | None = None
 
     # Requests
 
@@ -240,8 +243,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.slow, self.cut = what == "slow", what == "cut"
         try:
             if what == "hang":
-                self.rfile.read()  # until the other side is gone
-                raise _HangUp
+                self._wait_for_the_end()
+            if callable(what):
+                what()
             if isinstance(what, int):
                 self._body()
                 self._reply(what, b"{}", fault.headers if fault else {})
@@ -249,12 +253,18 @@ class _Handler(BaseHTTPRequestHandler):
             if self.cut and self.command in ("PUT", "POST"):
                 self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
                 raise _HangUp
-            self.lost = what == "lost"
+            if what in ("lost", "late"):
+                self.lost = fault
             self._answer()
         except (_HangUp, ConnectionError):
             self.close_connection = True
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _wait_for_the_end(self) -> None:
+        while self.rfile.read1(_BLOCK):
+            pass
+        raise _HangUp
 
     def _answer(self) -> None:
         parts = self.parts
@@ -596,7 +606,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send([body])
 
     def _send_head(self, status: int, size: int, headers: dict[str, str]) -> None:
-        if getattr(self, "lost", False):
+        if self.lost:
+            if self.lost.what == "late":
+                self.lost.reached.set()
+                self._wait_for_the_end()
             raise _HangUp
         self.send_response(status)
         for name, value in headers.items():

@@ -1,0 +1,133 @@
+"""The card: what a build decides is written anew, what a person wrote stays."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from builder.card import card_keys, card_text, records_config, write_card
+from builder.engine import BuildOptions
+from builder.errors import CardError
+from fgbg_dataset import FgbgDataset
+
+BLOCKS = ("summary", "use", "columns", "splits", "statistics", "making", "credits")
+
+
+@pytest.fixture(scope="module")
+def out(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("card")
+    builder = FgbgDataset(*sources, placements=1, size=32, foreground_size=16, depth_model="none",
+                          cache_dir=str(folder / "cache"))  # fmt: skip
+    builder.download_and_prepare(folder / "blobs", file_format="parquet", num_proc=1,
+                                 options=BuildOptions(progress=False))  # fmt: skip
+    return folder / "blobs"
+
+
+@pytest.fixture(scope="module")
+def fresh(out: Path) -> str:
+    return (out / "README.md").read_text()
+
+
+def test_an_untouched_card_is_written_again_as_it_is(out: Path, fresh: str) -> None:
+    assert card_text(out) == fresh
+    assert card_text(out, old="", title="blobs") == fresh
+    assert [m[1] for m in re.finditer(r"<!-- fgbg:(\w+) begin", fresh)] == list(BLOCKS)
+    assert re.findall(r"<!-- fgbg:(\w+) end -->", fresh) == list(BLOCKS)
+
+
+@settings(max_examples=25)
+@given(
+    texts=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\r\x00<"), max_size=60),
+        min_size=len(BLOCKS),
+        max_size=len(BLOCKS),
+    )
+)
+def test_text_between_the_blocks_stays_to_the_letter(
+    out: Path, fresh: str, texts: list[str]
+) -> None:
+    edited = fresh
+    for name, text in zip(BLOCKS, texts, strict=True):
+        mark = f"<!-- fgbg:{name} end -->"
+        edited = edited.replace(mark, f"{mark}\nperson {name}: {text}.\n")
+    edited = edited.replace("## Splits", "## Other splits").replace("| `train` |", "| `tain` |")
+    again = card_text(out, old=edited)
+    for name, text in zip(BLOCKS, texts, strict=True):
+        assert f"<!-- fgbg:{name} end -->\nperson {name}: {text}.\n" in again
+    assert "## Other splits" not in again
+    assert "| `tain` |" not in again
+    assert card_text(out, old=again) == again
+
+
+def test_blocks_that_were_deleted_come_back_at_the_end(out: Path, fresh: str) -> None:
+    start, stop = fresh.index("<!-- fgbg:use begin"), fresh.index("<!-- fgbg:columns begin")
+    again = card_text(out, old=fresh[:start] + fresh[stop:])
+    assert again.endswith("<!-- fgbg:use end -->\n")
+    assert again.index("## Limits") < again.index("## Use")
+
+
+def test_a_mark_that_lost_its_partner_swallows_nothing(out: Path, fresh: str) -> None:
+    broken = fresh.replace("<!-- fgbg:use end -->", "My own words.")
+    again = card_text(out, old=broken)
+    assert "My own words." in again
+    for name in BLOCKS:
+        assert f"<!-- fgbg:{name} end -->" in again
+    assert "My own words." in card_text(out, old=again)
+
+
+def test_keys_and_configs_of_others_stay(out: Path, fresh: str) -> None:
+    keys = card_keys(fresh)
+    keys |= {"license": "mit", "language": ["la"], "pretty_name": "Blöbs", "size_categories": "x"}
+    keys["configs"] += [
+        {"config_name": "extra", "data_files": "extra/*.csv", "default": True},
+        {"config_name": "old", "data_files": [{"split": "train", "path": ["data/old-*"]}]},
+    ]
+    keys["dataset_info"] += [{"config_name": "extra", "features": []}, {"config_name": "old"}]
+    text = fresh.split("\n---\n", 1)[1]
+    old = f"---\n{yaml.safe_dump(keys, allow_unicode=True)}---\n{text}"
+    new = card_keys(card_text(out, old=old))
+    assert (new["license"], new["language"], new["pretty_name"]) == ("mit", ["la"], "Blöbs")
+    assert new["size_categories"] == ["n<1K"]
+    names = [config["config_name"] for config in new["configs"]]
+    assert names == ["default", "foregrounds", "backgrounds", "preview", "extra"]
+    assert [config.get("default") for config in new["configs"]] == [True, None, None, None, None]
+    assert sorted(info["config_name"] for info in new["dataset_info"]) == [
+        "backgrounds", "default", "extra", "foregrounds",
+    ]  # fmt: skip
+
+
+def test_location_and_config_are_remembered(out: Path) -> None:
+    text = card_text(out, location="ann/blobs", config="small", title="Blobs", license="cc0-1.0")
+    assert records_config(text) == "small"
+    assert 'load_dataset("ann/blobs", split="train")' in text
+    assert "\n# Blobs\n" in text
+    assert '| `small` | `load_dataset("ann/blobs")`' in text
+    assert card_text(out, old=text) == text
+    renamed = card_text(out, old=text, config="default")
+    assert [c["config_name"] for c in card_keys(renamed)["configs"]].count("small") == 0
+
+
+def test_windows_line_ends_and_no_yaml_at_all(out: Path, fresh: str) -> None:
+    assert card_text(out, old=fresh.replace("\n", "\r\n")) == fresh
+    text = card_text(out, old="Just words.\n")
+    assert "Just words.\n\n<!-- fgbg:summary begin" in text
+    assert card_keys(text) == card_keys(fresh)
+
+
+@pytest.mark.parametrize("yaml_text", ["a: [", "- a", "a: b: c"])
+def test_metadata_that_is_no_yaml_is_told(out: Path, yaml_text: str, tmp_path: Path) -> None:
+    with pytest.raises(CardError, match=r"the metadata at the top of README\.md "):
+        card_text(out, old=f"---\n{yaml_text}\n---\ntext\n")
+
+
+def test_write_card_keeps_an_own_heading(out: Path, fresh: str) -> None:
+    path = out / "README.md"
+    path.write_text(fresh.replace("# blobs", "# Blobs of Ann"))
+    write_card(out)
+    assert "\n# Blobs of Ann\n" in path.read_text()
+    path.write_text(fresh)
