@@ -160,14 +160,12 @@ def _merged(old: str, new: str) -> str:
     held = {block["name"] for block in _BLOCK.finditer(old)}
     if not old.strip():
         return new
-    if not held & blocks.keys():  # a card that others wrote
-        return (
-            f"{old.strip()}\n\n{re.sub('^# .+$', '', new, count=1, flags=re.MULTILINE).strip()}\n"
-        )
+    if not held & blocks.keys():  # others wrote it: ours goes below, without its heading
+        new = re.sub(r"^# .+$", "", new, count=1, flags=re.MULTILINE)
+        return f"{old.strip()}\n\n{new.strip()}\n"
     text = _BLOCK.sub(lambda block: blocks.get(block["name"], ""), old)
-    return (
-        "\n\n".join([text.strip(), *(blocks[name] for name in blocks if name not in held)]) + "\n"
-    )
+    lacking = [block for name, block in blocks.items() if name not in held]
+    return "\n\n".join([text.strip(), *lacking]) + "\n"
 
 
 def _records_config(keys: dict[str, Any]) -> str:

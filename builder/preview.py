@@ -172,13 +172,12 @@ def _write_table(out: Path, pinned: PinnedRecipe) -> Path:
     plan, recipe = Plan(pinned), pinned.recipe
     names = [column.name for column in record_columns(recipe)]
     total = min(TABLE_RECORDS, max(len(plan.splits), _TABLE_PX // recipe.size**2))
-    rows: list[dict[str, Any]] = []
-    for name, count in shares(
-        plan, total, {s.name: s.n_records for s in plan.splits.values()}
-    ).items():
-        rows += (
-            {**row, "split": name} for row in _first_rows(out, plan.splits[name], count, names)
-        )
+    most = {name: split.n_records for name, split in plan.splits.items()}
+    rows = [
+        {**row, "split": name}
+        for name, count in shares(plan, total, most).items()
+        for row in _first_rows(out, plan.splits[name], count, names)
+    ]
     if pinned.depth:
         codec = DepthCodec(recipe, pinned.depth)
         depths = []

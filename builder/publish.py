@@ -25,6 +25,7 @@ from tqdm import tqdm
 from builder.card import card_keys, card_text, records_config
 from builder.errors import FgbgError, NotABuildError, PublishError, PublishFailedError
 from builder.licences import conflicts, terms
+from builder.plan import Plan
 from builder.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE
 from builder.recipe import PinnedRecipe
 from builder.sources import sha256_file, uncredited
@@ -38,6 +39,8 @@ from builder.work import (
     built_format,
     copy_as_parquet,
     read_recipe,
+    read_statistics,
+    shard_file,
 )
 
 if TYPE_CHECKING:
@@ -437,11 +440,12 @@ class _Push:
 
 def _fixed_files(folder: Path, pinned: PinnedRecipe) -> dict[str, _File]:
     """Return all files of the set but its card."""
-    content = json.loads((folder / STATISTICS_FILE).read_text(encoding="utf-8"))
-    hashes = {
-        shard["file"]: shard["sha256"]
-        for split in content["splits"].values()
-        for shard in split["shards"]
+    plan = Plan(pinned)
+    stated = read_statistics(folder, plan)
+    hashes = {  # by the plan's names, not by those a file states
+        shard_file(split, number, "parquet"): shard["sha256"]
+        for split in plan.splits.values()
+        for number, shard in enumerate(stated[split.name]["shards"])
     }
     others = (
         *(f"{kind}/{SOURCES_FILE}" for kind in ("foregrounds", "backgrounds")),

@@ -510,6 +510,14 @@ def test_files_that_a_gitignore_swallows_are_told(small, hub):
         push(small, hub)
 
 
+def test_a_licence_that_the_hub_does_not_know_is_told(small, hub):
+    with pytest.raises(
+        PublishError, match=r'(?s)the Hub does not take the set: .*"license" must be'
+    ):
+        push(small, hub, license="bogus")
+    assert hub.files(REPO) == {}
+
+
 def test_who_may_not_write_is_told_how_to(small, hub):
     assert "`hf auth login`" in refused(small, hub, token=False)
     hub.create(REPO)
@@ -518,15 +526,12 @@ def test_who_may_not_write_is_told_how_to(small, hub):
     assert "your token may not write to bob/blobs" in refused(small, hub, "bob/blobs")
 
 
-def test_what_is_unfinished_or_harmed_is_refused(small, sources, hub, tmp_path):
+def test_what_is_unfinished_or_harmed_is_refused(small, hub, tmp_path):
     assert "is not a finished build" in refused(tmp_path / "nothing", hub)
     from builder.work import WorkFolder
 
     begun = tmp_path / "begun"
-    builder = FgbgDataset(*sources, **SMALL, cache_dir=str(tmp_path / "c"))
-    work = WorkFolder(begun)
-    with work.locked():
-        work.begin(builder.prepare(begun))
+    shutil.copytree(small, WorkFolder(begun).path)
     assert f"{begun} is not finished; run its build again" in refused(begun, hub)
     harmed = tmp_path / "harmed"
     shutil.copytree(small, harmed)
