@@ -273,18 +273,16 @@ def test_options_of_ray_are_not_taken_by_the_local_engine(sources, tmp_path):
 def test_a_shard_on_which_three_processes_died_is_told(cluster, sources, tiny_model, tmp_path):
     options = (*OPTIONS, "--placements", 400, "--holdout", 0, "--shard-records", 16000)
     process = cluster.build(*sources, tmp_path / "set", *options, "--depth-model", tiny_model)
-    shards, killed = tmp_path / ".set.fgbg" / "shards", set()
+    shards, seen = tmp_path / ".set.fgbg" / "shards", set()
 
-    def writing() -> set[int]:
-        """The actors whose temporary file is there."""
-        names = [path.name for path in shards.glob(".train*.tmp")]
-        return {pid for pid in cluster.makers() if any(f".{pid}." in name for name in names)}
+    def written_anew() -> set[str]:
+        return {path.name for path in shards.glob(".train*.tmp")} - seen
 
     for _ in range(3):
-        assert wait_until(process, lambda: writing() - killed), process.communicate()[1]
-        (pid,) = writing() - killed
+        assert wait_until(process, written_anew), process.communicate()[1]
+        seen |= written_anew()
+        (pid,) = cluster.makers()  # one shard, one actor
         os.kill(pid, signal.SIGKILL)
-        killed.add(pid)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     told = "train-00000-of-00001: its process died 3 times (killed, or out of memory)\n"
