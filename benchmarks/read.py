@@ -46,13 +46,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from builder import DepthCodec, RecordReader
-from builder.plan import Plan
-from builder.recipe import DepthFormat, PinnedRecipe
-from builder.render import Renderer
+from builder.recipe import NO_DEPTH_MODEL, DepthFormat
 from builder.schema import features, record_columns
 from builder.shards import Encoder, write_table
 from builder.stats import Tally
-from builder.streaming import RecordsIterable, units_of
+from fgbg_dataset import FgbgDataset
 
 Array = npt.NDArray[Any]
 Batch = dict[str, torch.Tensor]
@@ -260,26 +258,23 @@ def loader(stored: Stored, rows: Any, collate: Callable[[list[Row]], Batch]) -> 
 class Composed:
     """Records made on the fly, without depth: arrays, or whole batches."""
 
-    def __init__(self, work: Workload, reader: RecordReader) -> None:
-        self._reader, self._n = reader, len(work.ids)
-        pinned: PinnedRecipe = work.pinned
-        self._renderer = Renderer(Plan(pinned), work.bank, None)
-
-    def _rows(self, split: str, units: list[tuple[int, int]], epoch: int) -> Iterator[Any]:
-        for start, stop in units:
-            for record in self._renderer.composites(split, start, stop, epoch):
-                row = {"fg_bg": record.fg_bg, "mask": record.mask, **record.described()}
-                yield record.record_id, {"record_id": record.record_id, **row}
-
-    def stream(self) -> Any:
-        kwargs = {"split": "train", "units": units_of(self._n)}
-        return datasets.IterableDataset(RecordsIterable(self._rows, kwargs))
+    def __init__(self, work: Workload, folder: Path, reader: RecordReader) -> None:
+        builder = FgbgDataset(
+            folder / "foregrounds",
+            folder / "backgrounds",
+            recipe=replace(work.pinned.recipe, depth_model=NO_DEPTH_MODEL),
+            skip_bad=True,
+            cache_dir=str(folder / "cache"),
+        )
+        self._stream = builder.as_streaming_dataset("train", with_depth=False).take(len(work.ids))
+        self._reader = reader
 
     def arrays(self) -> Iterator[Any]:
-        return self.stream().iter(BATCH)
+        rows: Iterator[Any] = self._stream.iter(BATCH)
+        return rows
 
     def batches(self) -> Iterator[Batch]:
-        return iter(DataLoader(self.stream(), BATCH, collate_fn=self._reader.collate))
+        return iter(DataLoader(self._stream, BATCH, collate_fn=self._reader.collate))
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -294,7 +289,7 @@ class Variant:
     target: float | None = None
 
 
-def variants(work: Workload, stored: dict[DepthFormat, Stored]) -> list[Variant]:
+def variants(work: Workload, folder: Path, stored: dict[DepthFormat, Stored]) -> list[Variant]:
     """Return the lines of the table, the baseline first."""
     png16, jpeg8 = stored["png16"], stored["jpeg8"]
     lines = [
@@ -317,7 +312,7 @@ def variants(work: Workload, stored: dict[DepthFormat, Stored]) -> list[Variant]
         Variant("ours, map, jpeg8", partial(by_reader, jpeg8, streaming=False), 2.0),
         Variant("ours, streaming, jpeg8", partial(by_reader, jpeg8, streaming=True), 2.0),
     ]
-    composed = Composed(work, png16.reader)
+    composed = Composed(work, folder, png16.reader)
     return [
         *lines,
         Variant("composed, uint8 arrays, no depth", composed.arrays, 15_000),
@@ -413,7 +408,7 @@ def main() -> None:
         formats: tuple[DepthFormat, ...] = ("png16", "jpeg8")
         stored = {f: Stored(work, f, Path(name) / f) for f in formats}
         os.sched_setaffinity(0, {core})  # after preparing, which may use all of them
-        lines = variants(work, stored)
+        lines = variants(work, Path(name), stored)
         check(lines)
         table = rows_of(lines, measure(lines, options.repeats))
     about = {

@@ -5,7 +5,7 @@
     loader = DataLoader(train, batch_size=32, shuffle=True, collate_fn=reader.collate)
 
 Nearly all the time a reader takes goes into decoding. `undecoded` leaves that to `decode`, which
-does it straight into the batch, several times as fast as picture by picture.
+does it straight into the batch, about twice as fast as Pillow picture by picture.
 """
 
 from __future__ import annotations
@@ -250,11 +250,9 @@ def _check_shape(pixels: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
 def _encoded(value: Any) -> bytes | None:
     """Return the bytes of an undecoded picture; None when it is decoded."""
     if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        if value.get("path"):
-            return Path(value["path"]).read_bytes()
-        raise ValueError("it has neither bytes nor path.")
+        value = value.get("bytes")
+        if value is None:
+            raise ValueError("it has no bytes.")
     return value if isinstance(value, bytes) else None
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_dataset
 
+from builder import PinnedRecipe
+from fgbg_dataset import FgbgDataset
 from tests.e2e.hub import Hub, serve
 
 ROOT = Path(__file__).parents[2]
@@ -210,3 +213,12 @@ assert set(next(iter(masks))) == {"mask", "bbox"}
 assert set(ds.with_transform(reader.collate)[0]) == {"pixel_values", "mask"}
 """
     run(begin + code.replace('"ann/mine"', '"ann/blobs"') + check, hub, built, tmp_path / "home")
+
+
+def test_records_made_on_the_fly_are_the_stored_ones_to_the_byte(built, sources, tmp_path):
+    recipe = PinnedRecipe.from_json((built / "recipe.json").read_text()).recipe
+    builder = FgbgDataset(*sources, recipe=recipe, cache_dir=str(tmp_path))
+    reader = builder.reader()
+    for split, stream in builder.as_streaming_dataset().items():
+        stored = reader.undecoded(load_dataset(str(built), split=split))
+        assert list(reader.undecoded(stream)) == list(stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import datasets
@@ -64,6 +65,13 @@ def test_words_are_those_of_a_philox_made_for_the_record(seed):
         )
         assert random_words(seed, record_id, epoch) == tuple(philox.random_raw(2).tolist())
     assert random_words(seed, 5) == random_words(seed, 5, 0) != random_words(seed, 5, 1)
+
+
+def test_threads_do_not_mix_up_their_words():
+    numbers = range(4000)
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda n: random_words(3, n, n % 3), numbers, chunksize=1))
+    assert drawn == [random_words(3, n, n % 3) for n in numbers]
 
 
 # --- the stream of arrays ---------------------------------------------------------------------
