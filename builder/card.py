@@ -141,6 +141,7 @@ def card_parts(card: str) -> tuple[dict[str, Any], str]:
     """
     import yaml
 
+    card = card.removeprefix("\ufeff")
     found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", card, re.DOTALL | re.MULTILINE)
     if not found:
         return {}, card

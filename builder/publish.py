@@ -314,6 +314,7 @@ class _Push:
         files = self._files(state)
         license = _license(files[CARD_FILE])
         self._check_licence(license)
+        self._hub.check_card(files[CARD_FILE].text())
         todo, stale = _difference(files, state.files)
         return PushPlan(
             repo_id=self._hub.repo_id,
@@ -511,10 +512,12 @@ class _Hub:
         endpoint: str | None,
         sleep: Callable[[float], object],
     ) -> None:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
 
         from builder import __version__
 
+        if constants.HF_HUB_OFFLINE:
+            raise PublishError("HF_HUB_OFFLINE is set, so nothing can be sent; unset it.")
         self.repo_id, self.revision, self.create_pr = repo_id, revision or "main", create_pr
         self._api: HfApi = HfApi(
             endpoint=endpoint,
@@ -568,6 +571,13 @@ class _Hub:
             self.repo_id, path, repo_type=_REPO_TYPE, revision=revision
         )
         return Path(local).read_text(encoding="utf-8")
+
+    def check_card(self, card: str) -> None:
+        """Let the Hub look at the card's metadata now; it would refuse them after all was sent."""
+        from huggingface_hub import DatasetCard, constants
+
+        if self._api.endpoint == constants.ENDPOINT:  # the only one that can be asked so
+            self.retrying("check", lambda: DatasetCard(card).validate(repo_type=_REPO_TYPE))
 
     def create(self, exists: bool, private: bool | None) -> None:
         """Make the repository and the branch where they are missing."""
@@ -663,7 +673,7 @@ class _Hub:
                 xet = step == "send" and isinstance(error, RuntimeError) and not error.__cause__
                 if response is None and not xet and not _is_connection(error):
                     if isinstance(error, ValueError):
-                        raise PublishError(f"the Hub does not take the set: {error}") from error
+                        raise PublishError(f"no push to {self.repo_id}: {error}") from error
                     raise
                 if status not in _BOUNDS:
                     raise self._refusal(status, error) from error
@@ -686,6 +696,8 @@ class _Hub:
                 f"your token may not write to {self.repo_id}; use one with write access, or "
                 "--create-pr if you may only read."
             )
+        if status == 400:
+            return PublishError(f"the Hub does not take the set: {error}")
         if status == 404:
             return PublishError(
                 f"{self.repo_id} has no revision {self.revision!r}, or your token may not see it."
@@ -709,6 +721,7 @@ class _Hub:
 
 _STEPS = {
     "read": "{repo} could not be read",
+    "check": "the card of {repo} could not be checked",
     "create": "{repo} could not be made",
     "branch": "the branch of {repo} could not be made",
     "send": "files could not be sent to {repo}",

@@ -114,6 +114,7 @@ def test_location_and_config_are_remembered(out: Path) -> None:
 
 def test_windows_line_ends_and_no_yaml_at_all(out: Path, fresh: str) -> None:
     assert card_text(out, old=fresh.replace("\n", "\r\n")) == fresh
+    assert card_text(out, old="\ufeff" + fresh) == fresh
     text = card_text(out, old="Just words.\n")
     assert "Just words.\n\n<!-- fgbg:summary begin" in text
     assert card_keys(text) == card_keys(fresh)
