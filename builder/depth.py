@@ -185,12 +185,12 @@ def _describe(name: str, folder: Path, recipe: Recipe) -> DepthInfo:
         try:
             high = float(config.get("max_depth", 10.0))
             low = float(config.get("min_depth") or high / 100)
-        except (TypeError, ValueError):
+            near, far = max(1, round(low * _MM_PER_M)), min(_MAX_STORED, round(high * _MM_PER_M))
+        except (TypeError, ValueError, OverflowError):
             raise DepthModelError(
                 f"depth model {name!r}: max_depth or min_depth in its config.json is no number."
             ) from None
-        far = min(_MAX_STORED, round(high * _MM_PER_M))
-        return replace(info, near=max(1, round(low * _MM_PER_M)), far=far)
+        return replace(info, near=near, far=far)
     scale = _RELATIVE_SCALE.get(model_type, _OTHER_RELATIVE_SCALE)
     inverse = kind == "relative-inverse"
     return replace(

@@ -62,15 +62,17 @@ def weight_files(name: str, folder: Path, config: dict[str, Any]) -> list[Path]:
             f"depth model {name!r} is an adapter of another model; merge the two first, for "
             "example with `model.merge_and_unload()`."
         )
-    asked = {config["transformers_weights"]} if config.get("transformers_weights") else set()
+    asked = [config["transformers_weights"]] if config.get("transformers_weights") else []
     if (folder / _INDEX_FILE).exists():
         weight_map = read_config(name, folder, _INDEX_FILE).get("weight_map")
-        asked |= set(weight_map.values()) if isinstance(weight_map, dict) else {weight_map}
-    for file in asked - {path.name for path in weights} - {_INDEX_FILE}:
-        raise DepthModelError(
-            f"depth model {name!r} asks for the weights {shown(file)}, which is no .safetensors "
-            "file of its folder; fetch the model again."
-        )
+        asked += weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+    known = [_INDEX_FILE, *(path.name for path in weights)]
+    for file in asked:
+        if file not in known:
+            raise DepthModelError(
+                f"depth model {name!r} asks for the weights {shown(file)}, which is no "
+                ".safetensors file of its folder; fetch the model again."
+            )
     return weights
 
 

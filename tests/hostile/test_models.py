@@ -147,6 +147,9 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "endless-config": (write(CONFIG, b" " * (2**24 + 1)), "at most 16,777,216 are read"),
     "type-is-a-list": (edit(CONFIG, model_type=["dpt"]), "has no model_type"),
     "depth-is-text": (edit(CONFIG, max_depth="far"), "is no number"),
+    "depth-is-infinite": (edit(CONFIG, max_depth="1e999"), "is no number"),
+    "depth-is-none": (edit(CONFIG, max_depth="nan"), "is no number"),
+    "weights-are-a-list": (edit(CONFIG, transformers_weights=[["x"]]), "asks for the weights [['"),
     "depth-is-negative": (edit(CONFIG, max_depth=-1), "must lie between"),
     "blocks-are-text": (edit(CONFIG, block_config="abcd"), "can not be loaded from"),
     "backbone-is-text": (
