@@ -348,4 +348,8 @@ if __name__ == "__main__":
     try:
         main()
     except FgbgError as error:
-        sys.exit(f"Error: {error}")
+        tell(f"Error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        tell("Interrupted. The same command with --resume goes on from the last checkpoint.")
+        sys.exit(130)
