@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import ModuleType
@@ -32,7 +32,7 @@ _SEEN_WITHIN_SECONDS = 60  # network file systems show a file of another node la
 
 
 def map_shards(
-    job: Job, tasks: Iterable[Task], n_tasks: int, workers: int | None, progress: Progress
+    job: Job, tasks: Iterator[Task], n_tasks: int, workers: int | None, progress: Progress
 ) -> Iterator[tuple[Task, str | None]]:
     """Make shards on a Ray cluster; yield each with None, or with the cause of its failure.
 
@@ -45,12 +45,10 @@ def map_shards(
         FgbgError: there is no Ray or no cluster, a node can not take part, or what no shard can
             be made without is missing or broken.
     """
-    if not n_tasks:
-        return
     with _connected(job.options.address) as ray:
         resources = _resources(ray, job)
         count = min(workers or _room(ray, resources), n_tasks)
-        yield from _Crew(ray, job, count, resources, progress).run(iter(tasks))
+        yield from _Crew(ray, job, count, resources, progress).run(tasks)
 
 
 @contextmanager
@@ -101,7 +99,7 @@ def _room(ray: ModuleType, resources: dict[str, float]) -> int:
     """Return how many workers the nodes have room for.
 
     Raises:
-        FgbgError: none.
+        FgbgError: there is no room for any.
     """
     room = 0
     for node in ray.nodes():
