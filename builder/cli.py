@@ -532,6 +532,7 @@ def push(
         return not dry_run and (yes or not (plan.send or plan.delete) or _confirmed())
 
     disable_progress_bars()  # one of ours, over all files, instead of one a file
+    _say(f"Verifying {out} ...")
     done = publish(
         out,
         repo_id,

@@ -134,8 +134,9 @@ def publish(
         sleep: waits that many seconds before something is tried again.
 
     Raises:
-        NotABuildError: `out` is not a finished build, or not what its records say.
-        PublishError: the licence, the name or the repository forbids it. Nothing was sent.
+        NotABuildError: `out` is not a finished build, or a file of it is missing.
+        PublishError: the set does not verify, or its licence, the name, the repository or the Hub
+            forbids it.
         PublishFailedError: the Hub could not be reached or kept refusing. What was sent is kept.
     """
     _check_names(repo_id, config)
