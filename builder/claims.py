@@ -224,7 +224,7 @@ class Presence:
         """Whether a file has kept its content for longer than a build may be silent."""
         now = self._clock()
         with self._lock:
-            before, since = self._seen.get(path, (b"", now))
+            before, since = self._seen.get(path, (None, now))
             if before != content:
                 self._seen[path] = content, now
                 return False

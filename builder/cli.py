@@ -400,7 +400,8 @@ def plan(
     click.echo(
         f"about {_duration(estimate.seconds)} with {estimate.workers} "
         f"{'process' if estimate.workers == 1 else 'processes'} "
-        f"({estimate.records / estimate.seconds:.3g} records/s)"
+        f"({estimate.records / estimate.seconds:.3g} records/s) and "
+        f"{_size(estimate.memory_bytes)} of memory"
     )
 
 

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -27,13 +28,21 @@ from builder.errors import BuildFailedError, FgbgError, OutputError
 from builder.plan import Plan
 from builder.recipe import Recipe
 from builder.render import Renderer
-from builder.resources import ShardRange, n_cores
+from builder.resources import (
+    ShardRange,
+    available_bytes,
+    gpu_of_worker,
+    n_cores,
+    peak_bytes,
+    workers_that_fit,
+)
 from builder.shards import FileFormat, read_sources, write_shard
 from builder.sources import SourceBank
 from builder.work import Ledger, Project, WorkFolder, read_recipe
 
 MAX_DEATHS = 3
 POLL_SECONDS = 0.2
+_AMPLE_BYTES = 6 * 2**30  # more than a worker with a large depth model takes on a processor
 
 # A write that fails for one of these fails for every shard: stop at once and say so.
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -199,10 +208,17 @@ def _claimed(numbers: Iterable[int], presence: Presence, ledger: Ledger) -> Iter
 
 
 def default_workers(model: DepthModel | None, device: Device) -> int:
-    """Return how many processes a build uses by itself: one a core, or one for a GPU."""
-    if model and pick_device(device) != "cpu":
-        return 1
-    return n_cores()
+    """Return how many processes a build uses by itself: one a core or, with depth, one a GPU."""
+    return n_gpus(model, device) or n_cores()
+
+
+def n_gpus(model: DepthModel | None, device: Device) -> int:
+    """Return how many GPUs a build's workers share; 0 where depth is none or a processor's."""
+    if model is None or (chosen := pick_device(device)) == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if chosen == "cuda" else 1
 
 
 def map_shards(
@@ -212,16 +228,18 @@ def map_shards(
 
     Args:
         n_tasks: the most there may be.
-        workers: processes; 1 works in this process, None is one a core, or one for a GPU.
+        workers: processes; 1 works in this process, None is one a core, or one a GPU, as far as
+            memory reaches.
 
     Raises:
         FgbgError: what no shard can be made without is missing or broken.
     """
+    room_bytes = None if workers else available_bytes()
     workers = min(workers or default_workers(job.model, job.options.device), n_tasks)
     if workers == 1:
         yield from _map_here(job, tasks, progress)
     else:
-        yield from _Pool(job, workers, progress).run(tasks)
+        yield from _Pool(job, workers, progress, room_bytes).run(tasks)
 
 
 def _map_here(
@@ -252,10 +270,18 @@ def cause_of(error: BaseException, job: Job) -> str:
 class _Pool:
     """Spawned processes that make shards; a process that dies is replaced."""
 
-    def __init__(self, job: Job, workers: int, progress: Progress) -> None:
+    def __init__(
+        self, job: Job, workers: int, progress: Progress, room_bytes: int | None = None
+    ) -> None:
         self._job, self._workers, self._progress = job, workers, progress
         self._spawn = multiprocessing.get_context("spawn")
-        self._records = self._spawn.Value("q", 0)
+        self._records, self._peak = self._spawn.Value("q", 0), self._spawn.Value("q", 0)
+        self._n_gpus = n_gpus(job.model, job.options.device)
+        # Where memory may not reach for all, one is measured before the others start.
+        self._room_bytes = room_bytes
+        self._allowed = workers_that_fit(workers, room_bytes, _AMPLE_BYTES)
+        if self._allowed < workers:
+            self._allowed = 1
         self._told = 0
         self._again: deque[Task] = deque()
         self._deaths: dict[Task, int] = defaultdict(int)
@@ -274,11 +300,14 @@ class _Pool:
         running: dict[Future[int], Task] = {}
         others = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(
-            self._workers, self._spawn, _start_worker, (self._job, self._records)
+            self._workers,
+            self._spawn,
+            _start_worker,
+            (self._job, self._records, self._peak, self._spawn.Value("q", 0), self._n_gpus),
         )
         try:
             while True:
-                while len(running) < self._workers and (task := self._next(tasks)) is not None:
+                while len(running) < self._allowed and (task := self._next(tasks)) is not None:
                     try:
                         with _without_interrupts():
                             running[pool.submit(_make, task)] = task
@@ -295,6 +324,7 @@ class _Pool:
                     if isinstance(error, BrokenProcessPool):
                         yield from self._bury([task, *running.values()])
                         return
+                    self._allow_more()
                     yield task, cause_of(error, self._job) if error else None
         except BaseException:
             # Or leaving would wait until the shards under way are finished.
@@ -303,6 +333,19 @@ class _Pool:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _allow_more(self) -> None:
+        """Start as many workers as fit, once it is known what one needs."""
+        if self._allowed < self._workers and self._peak.value:
+            self._allowed = workers_that_fit(self._workers, self._room_bytes, self._peak.value)
+            if self._allowed < self._workers and self._job.options.progress:
+                need, room = self._peak.value / 1e9, (self._room_bytes or 0) / 1e9
+                tqdm.write(
+                    f"{self._allowed} of {self._workers} processes: one takes {need:.2g} GB, and "
+                    f"{room:.2g} GB of memory were free.",
+                    file=sys.stderr,
+                )
+            self._workers = self._allowed
 
     def _bury(self, tasks: list[Task]) -> Iterator[tuple[Task, str | None]]:
         for task in tasks:
@@ -334,13 +377,18 @@ def _without_interrupts() -> Iterator[None]:
 _state: dict[str, Any] = {}
 
 
-def _start_worker(job: Job, records: Any) -> None:
+def _start_worker(job: Job, records: Any, peak: Any, started: Any, gpus: int) -> None:
     """Set a worker process up: it ends with its parent, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if gpus > 1:
+        with started.get_lock():
+            number, started.value = started.value, started.value + 1
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_of_worker(number, visible, gpus)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    _state.update(job=job, records=records)
+    _state.update(job=job, records=records, peak=peak)
 
 
 def _end_with(sentinel: int) -> None:
@@ -361,7 +409,10 @@ def _make(task: Task) -> int:
             _state["records"].value += rows
 
     try:
-        return int(_state["worker"].make(task, count))
+        rows = int(_state["worker"].make(task, count))
+        with _state["peak"].get_lock():
+            _state["peak"].value = max(_state["peak"].value, peak_bytes())
+        return rows
     except BaseException:
         count(-made)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,16 @@ def available_bytes() -> int | None:
     words = _words(Path("/proc/meminfo"))
     found = [1024 * int(words[words.index("MemAvailable:") + 1])] if words else []
     return min(found + ([] if (room := memory_room()) is None else [room]), default=None)
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process has held (resident), in bytes; 0 where not known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def cpu_quota(root: Path = _CGROUPS, own: Path = _OWN) -> float | None:

@@ -1,0 +1,137 @@
+"""SIGKILL, SIGTERM and Ctrl-C at random moments of builds of every kind change no byte.
+
+The long run (`make test-long`) prints how many of which there were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.running import OPTIONS, fgbg, files_of
+from tests.e2e.test_resume import commits, linger, processes_of, start, wait_until
+
+# 240 records in about 80 shards, so that every kill leaves some to do
+SMALL = (*OPTIONS, "--placements", "6", "--shard-records", "3", "--depth-model", "none")
+KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "one process": ((),),
+    "two workers": (("--workers", "2"),),
+    "two builds": ((), ()),
+    "parts": (("--shard-range", "1/2"), ("--shard-range", "2/2")),
+}
+WORDS = {signal.SIGTERM: ("terminated", 143), signal.SIGINT: ("interrupted", 130)}
+
+
+def at_work(process: subprocess.Popen[str], out: Path) -> bool:
+    """Whether a build has entered the work folder, from where on it answers signals."""
+    for path in (out.parent / f".{out.name}.fgbg" / "owners").glob("[!.]*"):
+        try:
+            if json.loads(path.read_text())["pid"] == process.pid:
+                return True
+        except (OSError, ValueError):  # just deleted
+            continue
+    return False
+
+
+def await_end(session: int) -> None:
+    """Wait until no process of a session is left, without asking again and again."""
+    for pid in processes_of(session):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended = select.select([descriptor], [], [], 60)[0]
+        os.close(descriptor)
+        assert ended, f"process {pid} outlives its build"
+
+
+def disturb(
+    kind: str, number: signal.Signals, rng: random.Random, arguments: tuple[Any, ...], out: Path
+) -> int:
+    """Run builds of a kind, send one or all of them a signal amid their work; return how many."""
+    builds = [start("build", *arguments, out, *SMALL, *more) for more in KINDS[kind]]
+    victims = builds if rng.random() < 0.5 else [rng.choice(builds)]
+    goal = len(commits(out)) + rng.randint(0, 3)
+    for victim in victims:
+        wait_until(victim, lambda victim=victim: at_work(victim, out))
+    wait_until(victims[0], lambda: len(commits(out)) >= goal)
+    linger(victims[0], 0.1 * rng.random())
+    hit = [victim for victim in victims if victim.poll() is None]
+    for victim in hit:
+        victim.send_signal(number)
+    sent = 0
+    for build in builds:
+        _, stderr = build.communicate(timeout=120)
+        await_end(build.pid)
+        if build not in hit or build.returncode == 0:  # it had just ended, or went on alone
+            assert build.returncode == 0, stderr
+            continue
+        sent += 1
+        if number == signal.SIGKILL:
+            assert build.returncode == -signal.SIGKILL
+        else:
+            word, code = WORDS[number]
+            assert build.returncode == code, stderr
+            last = f"Error: {word}. Finished shards are kept; the same command resumes."
+            assert stderr.splitlines()[-1] == last
+    return sent
+
+
+def kill_and_compare(
+    kind: str, wanted: dict[signal.Signals, int], rng: random.Random, sources: Any, folder: Path
+) -> Counter[str]:
+    """Disturb builds until as many signals as wanted have hit; compare whatever gets complete."""
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    undisturbed, out = folder / "a" / "set", folder / "b" / "set"
+    fgbg("build", *sources, undisturbed, *SMALL)
+    expected, counts = files_of(undisturbed), Counter[str]()
+    left = [number for number, count in wanted.items() for _ in range(count)]
+    rng.shuffle(left)
+    while left:
+        held = commits(out)
+        sent = disturb(kind, left[-1], rng, sources, out)
+        counts[left[-1].name] += sent
+        if sent:
+            left.pop()
+        if out.exists():
+            assert files_of(out) == expected
+            assert [path.name for path in out.parent.iterdir()] == ["set"]
+            shutil.rmtree(out)
+            counts["completed meanwhile"] += 1
+        else:
+            assert held <= commits(out)
+    fgbg("build", *sources, out, *SMALL)
+    assert files_of(out) == expected
+    assert [path.name for path in out.parent.iterdir()] == ["set"]
+    return counts
+
+
+@pytest.mark.parametrize("kind", ["two builds", "parts"])
+def test_a_signal_of_each_sort_changes_no_byte(sources, tmp_path, kind):
+    """Two each; one process and two workers are in test_resume.py."""
+    wanted = {signal.SIGKILL: 1, signal.SIGTERM: 1, signal.SIGINT: 1}
+    counts = kill_and_compare(kind, wanted, random.Random(5), sources, tmp_path)
+    assert min(counts[number.name] for number in wanted) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_signals_at_many_random_moments_change_no_byte(sources, tmp_path, kind, capsys):
+    wanted = {signal.SIGKILL: 8, signal.SIGTERM: 4, signal.SIGINT: 4}
+    counts = kill_and_compare(kind, wanted, random.Random(6), sources, tmp_path)
+    assert sum(counts[number.name] for number in wanted) >= 16
+    with capsys.disabled():
+        told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        print(f"\n{kind}: {told}")

@@ -1,0 +1,148 @@
+"""builder/resources: parts of a set, cores, memory, GPUs."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.errors import FgbgError
+from builder.resources import (
+    ShardRange,
+    available_bytes,
+    cpu_quota,
+    gpu_of_worker,
+    memory_room,
+    n_cores,
+    peak_bytes,
+    workers_that_fit,
+)
+
+
+@given(st.integers(0, 10**7), st.integers(1, 1000))
+def test_parts_cover_all_shards_once_and_evenly(n_shards: int, parts: int) -> None:
+    ranges = [ShardRange(part, parts).shards(n_shards) for part in range(1, parts + 1)]
+    assert ranges[0].start == 0
+    assert ranges[-1].stop == n_shards
+    assert all(one.stop == other.start for one, other in pairwise(ranges))
+    lengths = {len(r) for r in ranges}
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_range_is_read_and_written() -> None:
+    assert ShardRange.parse("3/8") == ShardRange(3, 8)
+    assert str(ShardRange(3, 8)) == "3/8"
+
+
+@pytest.mark.parametrize("text", ["", "3", "3/", "/8", "a/b", "-1/8", "3/8/1", "3 / 8", "٣/8"])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(FgbgError, match=r"is not i/n, such as 1/8 \.\. 8/8\.$"):
+        ShardRange.parse(text)
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "1/0", "0/0"])
+def test_a_part_that_does_not_exist_is_refused(text: str) -> None:
+    with pytest.raises(FgbgError, match=rf"^shard range {text} is none of 1/"):
+        ShardRange.parse(text)
+
+
+def slurm(task: int, count: int, first: int, step: int | None = None) -> dict[str, str]:
+    found = {"ID": task, "COUNT": count, "MIN": first, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{k}": str(v) for k, v in found.items() if v is not None}
+
+
+def test_the_tasks_of_a_slurm_array_are_parts_in_order() -> None:
+    assert ShardRange.of_slurm_array({"SLURM_JOB_ID": "7"}) is None
+    assert ShardRange.of_slurm_array({"SLURM_ARRAY_TASK_ID": "0"}) == ShardRange(1, 1)
+    for first, step in ((0, 1), (1, 1), (5, 1), (0, 4), (3, 7)):
+        parts = [
+            ShardRange.of_slurm_array(slurm(first + i * step, 3, first, step)) for i in range(3)
+        ]
+        assert parts == [ShardRange(1, 3), ShardRange(2, 3), ShardRange(3, 3)]
+
+
+@pytest.mark.parametrize("found", [slurm(7, 2, 3), slurm(6, 2, 1, 4), slurm(0, 2, 1)])
+def test_an_array_of_picked_tasks_is_refused(found: dict[str, str]) -> None:
+    with pytest.raises(FgbgError, match=r"say its part with --shard-range i/n\.$"):
+        ShardRange.of_slurm_array(found)
+
+
+def test_this_process_may_use_some_cores_and_memory() -> None:
+    assert 1 <= n_cores() <= len(os.sched_getaffinity(0))
+    available = available_bytes()
+    assert available is not None
+    assert 0 <= available < 2**50
+    assert 2**20 < peak_bytes() < 2**40
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(everywhere)})
+    try:
+        assert n_cores() == 1
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_the_bounds_of_a_version_2_cgroup_and_those_around_it(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {
+            "own": "0::/slurm/job\n",
+            "slurm/cpu.max": "300000 100000\n",
+            "slurm/memory.max": "1000000\n",
+            "slurm/memory.current": "900000\n",
+            "slurm/memory.stat": "anon 100000\ninactive_file 500000\n",
+            "slurm/job/cpu.max": "max 100000\n",
+            "slurm/job/memory.max": "max\n",
+            "slurm/job/memory.current": "900000\n",
+        },
+    )
+    assert cpu_quota(root, root / "own") == 3.0
+    assert memory_room(root, root / "own") == 600_000
+
+
+def test_the_bounds_of_version_1_cgroups(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {
+            "own": "5:memory:/docker/a\n4:cpu,cpuacct:/docker/a\n1:name=systemd:/x\n",
+            "cpu/docker/a/cpu.cfs_quota_us": "150000\n",
+            "cpu/docker/a/cpu.cfs_period_us": "100000\n",
+            "cpu/cpu.cfs_quota_us": "-1\n",
+            "cpu/cpu.cfs_period_us": "100000\n",
+            "memory/docker/a/memory.limit_in_bytes": "2000\n",
+            "memory/docker/a/memory.usage_in_bytes": "1500\n",
+            "memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "memory/memory.usage_in_bytes": "5000\n",
+        },
+    )
+    assert cpu_quota(root, root / "own") == 1.5
+    assert memory_room(root, root / "own") == 500
+
+
+def test_without_cgroups_there_is_no_bound(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path, tmp_path / "own") is None
+    assert memory_room(tmp_path, tmp_path / "own") is None
+
+
+def test_each_worker_gets_a_gpu_of_its_own_before_two_share_one() -> None:
+    assert [gpu_of_worker(i, None, 3) for i in range(5)] == ["0", "1", "2", "0", "1"]
+    assert [gpu_of_worker(i, "2,5", 2) for i in range(3)] == ["2", "5", "2"]
+    assert gpu_of_worker(1, "GPU-1a, GPU-2b", 2) == "GPU-2b"
+
+
+def test_no_more_workers_are_started_than_fit() -> None:
+    assert workers_that_fit(8, None, 10**9) == 8
+    assert workers_that_fit(8, 3 * 10**9, 10**9) == 3
+    assert workers_that_fit(2, 3 * 10**9, 10**9) == 2
+    assert workers_that_fit(8, 0, 10**9) == 1
