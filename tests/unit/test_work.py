@@ -1,0 +1,203 @@
+"""builder/work: the work folder of builds of other versions, recipes and times."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder import OutputError, RecipeMismatchError, UnfinishedError
+from builder.claims import Presence
+from builder.engine import BuildOptions
+from builder.plan import Plan
+from builder.resources import ShardRange
+from builder.shards import stored_name
+from builder.work import Ledger, Project, WorkFolder
+from fgbg_dataset import FgbgDataset, finish_build
+from tests.e2e.running import files_of
+
+RECIPE: dict[str, Any] = {
+    "placements": 2,
+    "size": 48,
+    "foreground_size": 24,
+    "depth_model": "none",
+    "shard_records": 10,
+    "holdout": 0.3,
+}
+
+
+def build(sources: tuple[Path, Path], out: Path, part: str | None = None, **recipe: Any) -> None:
+    options = BuildOptions(
+        progress=False,
+        shard_range=ShardRange.parse(part) if part else None,
+        resume="fgbg build fg bg out --shard-range 1/2 --size 48",
+    )
+    dataset = FgbgDataset(*sources, **{**RECIPE, **recipe})
+    dataset.download_and_prepare(out, file_format="parquet", num_proc=1, options=options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("undisturbed") / "set"
+    build(sources, out)
+    return files_of(out)
+
+
+@pytest.fixture
+def begun(sources: tuple[Path, Path], tmp_path: Path) -> WorkFolder:
+    """The first half of a set."""
+    build(sources, tmp_path / "set", "1/2")
+    return WorkFolder(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("content", "by"),
+    [
+        (None, "before 0.1.0"),
+        ('{"version": 3, "fgbg": "9.9"}', "9.9"),
+        ("{", "that can not be read"),
+        ("[]", "that can not be read"),
+    ],
+)
+def test_a_work_folder_of_another_version_is_refused(
+    begun: WorkFolder, sources: tuple[Path, Path], content: str | None, by: str
+) -> None:
+    version = begun.path / "version.json"
+    version.unlink()
+    if content is not None:
+        version.write_text(content)
+    before = files_of(begun.path)
+    with pytest.raises(OutputError) as caught:
+        build(sources, begun.out)
+    assert str(caught.value) == (
+        f"{begun.path} is the unfinished build of another version of fgbg ({by}); finish it with "
+        "that version, or delete the folder to start again."
+    )
+    assert files_of(begun.path) == before
+
+
+def test_leftovers_of_any_age_and_host_change_nothing(
+    begun: WorkFolder, sources: tuple[Path, Path], undisturbed: dict[str, str]
+) -> None:
+    """Temporary files, files without a record, claims and owners that nobody holds any more."""
+    shard = min(begun.shards.glob("*.json")).stem
+    left = (
+        begun.shards / ".train-00000-of-00008.parquet.0011223344556677.tmp",
+        begun.shards / ".train-00001-of-00008.json.4711.tmp",
+        begun.shards / stored_name(shard, "0" * 64, "parquet"),
+        begun.path / "owners" / ".0123456789abcdef.89.tmp",
+        begun.path / "claims" / "train-00001-of-00008.0",
+        begun.path / "built-0123456789abcdef.incomplete" / "README.md",
+    )
+    for number, path in enumerate(left):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"build": "x", "fingerprint": "", "host": "h", "machine": "m", "pid": 1, '
+                        '"started": "1", "since": ""}')  # fmt: skip
+        os.utime(path, (0, 0) if number % 2 else (4e9, 4e9))  # long ago, or yet to come
+    build(sources, begun.out)
+    assert files_of(begun.out) == undisturbed
+    assert [path.name for path in begun.out.parent.iterdir()] == ["set"]
+
+
+def test_temporary_files_of_a_build_at_work_are_left_alone(
+    begun: WorkFolder, sources: tuple[Path, Path]
+) -> None:
+    path = begun.shards / ".train-00000-of-00008.parquet.0011223344556677.tmp"
+    path.write_text("being written")
+    held = begun.held()
+    assert held is not None
+    with Presence(begun.path, held.fingerprint):
+        build(sources, begun.out, "1/2")
+        assert path.exists()
+    build(sources, begun.out, "1/2")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("jump", [-10 * 365 * 86400, 10 * 365 * 86400])
+def test_a_clock_set_back_or_forward_changes_nothing(
+    begun: WorkFolder, sources: tuple[Path, Path], undisturbed: dict[str, str], jump: int
+) -> None:
+    for path in begun.path.rglob("*"):
+        seconds = path.stat().st_mtime + jump
+        os.utime(path, (seconds, seconds))
+    record = min(begun.shards.glob("*.json"))
+    before = record.stat().st_mtime
+    build(sources, begun.out, "1/2")
+    assert record.stat().st_mtime == before  # not made again
+    build(sources, begun.out)
+    assert files_of(begun.out) == undisturbed
+
+
+def test_another_recipe_is_refused_while_one_is_at_work_or_has_shards(
+    begun: WorkFolder, sources: tuple[Path, Path]
+) -> None:
+    with pytest.raises(RecipeMismatchError, match="seed is 0, asked for is 1"):
+        build(sources, begun.out, seed=1)
+    for path in begun.shards.iterdir():
+        path.unlink()
+    held = begun.held()
+    assert held is not None
+    with (
+        Presence(begun.path, held.fingerprint),
+        pytest.raises(RecipeMismatchError, match="seed is 0, asked for is 1"),
+    ):
+        build(sources, begun.out, seed=1)
+    build(sources, begun.out, seed=1)  # nothing could be lost, and nobody is at it
+    assert json.loads((begun.out / "recipe.json").read_text())["recipe"]["seed"] == 1
+
+
+def test_of_two_builds_that_begin_at_once_one_sets_the_recipe(
+    sources: tuple[Path, Path], tmp_path: Path
+) -> None:
+    work = WorkFolder(tmp_path / "set")
+    projects = [FgbgDataset(*sources, **{**RECIPE, "seed": seed}).project for seed in (0, 1)]
+    with (
+        work.entered(projects[0].pinned.fingerprint, 60) as first,
+        work.entered(projects[1].pinned.fingerprint, 60) as second,
+    ):
+        work.begin(projects[1], second, "fgbg build")
+        with pytest.raises(RecipeMismatchError, match="seed is 1, asked for is 0"):
+            work.begin(projects[0], first, "fgbg build")
+        held = work.held()
+        assert held is not None
+        assert held.recipe.seed == 1
+
+
+def test_a_finished_set_can_not_be_replaced(
+    begun: WorkFolder, sources: tuple[Path, Path], undisturbed: dict[str, str]
+) -> None:
+    """As when a stopped machine wakes up after another has put the set together."""
+    build(sources, begun.out)
+    late = begun.out.parent / "late"
+    (late / "data").mkdir(parents=True)
+    assert begun.publish(late) is False
+    assert files_of(begun.out) == undisturbed
+
+
+def test_finish_names_the_command_of_the_whole(begun: WorkFolder) -> None:
+    with pytest.raises(UnfinishedError) as caught:
+        finish_build(begun.out, options=BuildOptions(progress=False))
+    assert caught.value.command == "fgbg build fg bg out --size 48"
+    assert len(caught.value.missing) == 5
+
+
+def test_a_ledger_hashes_each_file_once_and_reads_no_statistics_twice(
+    begun: WorkFolder,
+) -> None:
+    project, _ = Project.begun(begun.out)
+    ledger, plan = Ledger(begun, project.pinned, "parquet"), Plan(project.pinned)
+    numbers = range(plan.n_shards)
+    assert list(ledger.missing(numbers)) == list(range(plan.n_shards // 2, plan.n_shards))
+    for path in begun.shards.glob("*.parquet"):
+        path.unlink()
+    assert len(ledger.missing(numbers)) == plan.n_shards - plan.n_shards // 2
+    assert list(Ledger(begun, project.pinned, "parquet").missing(numbers)) == list(numbers)
+    assert [plan.shard_number(s.name, i) for s, i in map(plan.shard, numbers)] == list(numbers)
+    for number in (-1, plan.n_shards):
+        with pytest.raises(IndexError, match="there is no shard"):
+            plan.shard(number)
