@@ -36,7 +36,7 @@ from builder.plan import TRAIN, Plan
 from builder.preview import write_preview
 from builder.publish import publish
 from builder.reading import RecordReader
-from builder.recipe import Recipe
+from builder.recipe import PinnedRecipe, Recipe
 from builder.render import Renderer
 from builder.schema import features, record_columns
 from builder.shards import Encoder, FileFormat
@@ -53,6 +53,7 @@ from builder.work import (
     already_built,
     data_glob,
     link_or_copy,
+    read_recipe,
     write_metadata,
 )
 
@@ -73,6 +74,7 @@ class FgbgConfig(datasets.BuilderConfig):
     background_dir: str = ""
     recipe: Recipe = Recipe()
     skip_bad: bool = False
+    earlier: PinnedRecipe | None = None
 
     def create_config_id(
         self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
@@ -80,7 +82,9 @@ class FgbgConfig(datasets.BuilderConfig):
         """Name the cache folder by content, so that changed sources are never mistaken for old."""
         folders = (self.foreground_dir, self.background_dir)
         content = [[(file.file, file.sha256) for file in scan(Path(f))] for f in folders]
-        digest = datasets.fingerprint.Hasher.hash([self.recipe.to_dict(), self.skip_bad, content])
+        held = self.earlier.fingerprint if self.earlier else None
+        chosen = [self.recipe.to_dict(), self.skip_bad, held, content]
+        digest = datasets.fingerprint.Hasher.hash(chosen)
         return f"{self.name}-{digest}"
 
 
@@ -147,6 +151,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         background_dir: photographs; JPEG, PNG, WebP, TIFF or BMP.
         recipe: a whole recipe; or give its fields as keyword arguments (`placements=5`).
         skip_bad: go on without files that can not be used.
+        earlier: a set whose sources keep their places, splits and record ids; new files make
+            records that follow. Its recipe is the default.
         cache_dir: as for every `datasets` builder; `options` may hold its other arguments too.
 
     Raises:
@@ -165,6 +171,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         *,
         recipe: Recipe | None = None,
         skip_bad: bool = False,
+        earlier: PinnedRecipe | None = None,
         cache_dir: str | None = None,
         **options: Any,
     ) -> None:
@@ -172,14 +179,16 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         chosen = {name: options.pop(name) for name in set(options) - set(base)}
         if recipe is not None and chosen:
             raise RecipeError(f"give either recipe or {', '.join(sorted(chosen))}, not both.")
+        default = earlier.recipe.to_dict() if earlier else {}
         self._project: Project | None = None
         self._renderers: dict[bool, tuple[Renderer, Encoder]] = {}
         super().__init__(
             cache_dir=cache_dir,
             foreground_dir=os.fspath(foreground_dir),
             background_dir=os.fspath(background_dir),
-            recipe=recipe or Recipe.from_dict(chosen),
+            recipe=recipe or Recipe.from_dict({**default, **chosen}),
             skip_bad=skip_bad,
+            earlier=earlier,
             **options,
         )
 
@@ -223,6 +232,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                 config.recipe,
                 skip_bad=config.skip_bad,
                 work=WorkFolder(Path(output_dir).absolute()) if output_dir is not None else None,
+                earlier=config.earlier,
                 progress=progress,
             )
         return self._project
@@ -484,6 +494,17 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         return self._renderers[with_depth]
 
 
+def earlier_set(output_dir: str | os.PathLike[str]) -> PinnedRecipe:
+    """Return a finished set as what `FgbgDataset(..., earlier=...)` extends.
+
+    Raises:
+        NotABuildError: there is none.
+    """
+    out = Path(output_dir).absolute()
+    WorkFolder(out).restore()
+    return read_recipe(out)
+
+
 def finish_build(
     output_dir: str | os.PathLike[str],
     *,
@@ -497,6 +518,7 @@ def finish_build(
         NotABuildError: no build was begun there.
     """
     out = Path(output_dir).absolute()
+    WorkFolder(out).restore()
     project, folder = Project.begun(out)
     builder = FgbgDataset(
         folder / "foregrounds", folder / "backgrounds", recipe=project.pinned.recipe

@@ -145,15 +145,20 @@ def _engine_options(command: Command) -> Command:
     return command
 
 
-def _chosen_recipe(
-    ctx: click.Context, recipe_file: Path | None, values: dict[str, Any]
-) -> tuple[Recipe, Any]:
-    """Make the recipe from a file and the options given on the command line."""
-    given = {
+def _given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the recipe given on the command line."""
+    return {
         name: values[name]
         for name in _RECIPE_FIELDS
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+
+
+def _chosen_recipe(
+    ctx: click.Context, recipe_file: Path | None, values: dict[str, Any]
+) -> tuple[Recipe, Any]:
+    """Make the recipe from a file and the options given on the command line."""
+    given = _given(ctx, values)
     if recipe_file is None:
         return Recipe(**given), None
     recipe, pinned = load_recipe(recipe_file)
@@ -193,6 +198,7 @@ def main() -> None:
     metavar="I/N",
     help="make part I of N of the shards, beside other builds  [default: this SLURM array task's]",
 )
+@click.option("--extend", is_flag=True, help="add the records of new images to the finished OUT")
 @click.option("--finish", is_flag=True, help="put OUT together from shards made; needs OUT alone")
 @click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
 @click.pass_context
@@ -210,6 +216,7 @@ def build(
     as_json: bool,
     license_: str | None,
     shard_range: str | None,
+    extend: bool,
     finish: bool,
     quiet: bool,
     engine: Any,
@@ -223,6 +230,10 @@ def build(
     OUT alone. An interrupted build is resumed by the same command; several builds of the same
     OUT share the work.
     """
+    if extend and (finish or recipe_file is not None):
+        raise click.UsageError(
+            "--extend takes the recipe of OUT; give neither --recipe nor --finish."
+        )
     if engine == "local" and (address is not None or num_gpus_per_worker is not None):
         raise click.UsageError("--address and --num-gpus-per-worker are for --engine ray.")
     from builder.engine import BuildOptions
@@ -250,7 +261,13 @@ def build(
         _report_build(out, dataset, began, as_json, quiet)
         return
     recipe, pinned = _chosen_recipe(ctx, recipe_file, values)
-    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad)
+    earlier = pinned if pinned and pinned.stages else None
+    if extend:
+        from fgbg_dataset import earlier_set
+
+        earlier = earlier_set(out)
+        recipe = replace(earlier.recipe, **_given(ctx, values))
+    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad, earlier)
     say(f"Checking and preparing the images of {foregrounds} and {backgrounds} ...")
     with tqdm(unit=" images", desc="sources", disable=True if quiet else None) as bar:
         project = dataset.prepare(out, bar.update)
@@ -301,10 +318,16 @@ def _report_build(out: Path, dataset: Any, began: float, as_json: bool, quiet: b
         _tell_result(out, result)
 
 
-def _dataset(foregrounds: Path, backgrounds: Path, recipe: Recipe, skip_bad: bool) -> Any:
+def _dataset(
+    foregrounds: Path,
+    backgrounds: Path,
+    recipe: Recipe,
+    skip_bad: bool,
+    earlier: PinnedRecipe | None = None,
+) -> Any:
     from fgbg_dataset import FgbgDataset
 
-    return FgbgDataset(foregrounds, backgrounds, recipe=recipe, skip_bad=skip_bad)
+    return FgbgDataset(foregrounds, backgrounds, recipe=recipe, skip_bad=skip_bad, earlier=earlier)
 
 
 def _say(text: str) -> None:

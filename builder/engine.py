@@ -138,7 +138,8 @@ class Worker:
         plan = self._plan.splits[split]
         records = self._renderer.records(split, *plan.shard_range(shard))
         name, file_format = plan.shard_name(shard), self._job.file_format
-        return write_shard(self._folder, name, file_format, self._pinned, records, progress).rows
+        pinned = self._pinned.at(plan.stage(shard))
+        return write_shard(self._folder, name, file_format, pinned, records, progress).rows
 
 
 def build_shards(

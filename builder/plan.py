@@ -2,6 +2,7 @@
 
     record_id = ((background * n_foregrounds + foreground) * n_flips + flip) * placements + k
 
+The records that an extension of the set adds have the ids that follow, see `_stages`.
 A keyed permutation spreads the records of a split over its shards, so reading in order is already
 mixed. Nothing here grows with the number of records, opens a file or imports torch.
 """
@@ -45,46 +46,119 @@ class Combination:
 
 
 @dataclass(frozen=True)
+class _Block:
+    """Pairs of sources whose ids follow each other: by background, then by foreground.
+
+    `first` is the id of the first pair of the block, `first_chosen` the number, in its part of a
+    split, of the first pair of those whose sources are `chosen_*` (indexes into the recipe's).
+    """
+
+    first: int
+    backgrounds: range
+    foregrounds: range
+    first_chosen: int
+    chosen_backgrounds: tuple[int, ...]
+    chosen_foregrounds: tuple[int, ...]
+
+    @property
+    def n_chosen(self) -> int:
+        return len(self.chosen_backgrounds) * len(self.chosen_foregrounds)
+
+    def chosen_pairs(self, numbers: Ids) -> Ids:
+        """Return the ids of chosen pairs, by their numbers 0 .. n_chosen - 1."""
+        row, column = np.divmod(numbers, len(self.chosen_foregrounds))
+        background = np.asarray(self.chosen_backgrounds, dtype=np.int64)[row]
+        foreground = np.asarray(self.chosen_foregrounds, dtype=np.int64)[column]
+        pairs: Ids = (background - self.backgrounds.start) * len(self.foregrounds)
+        return pairs + (foreground - self.foregrounds.start) + self.first
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one stage of a set adds to a split: its place in it, and its pairs of sources."""
+
+    stage: int
+    start: int
+    first_shard: int
+    n_records: int
+    n_shards: int
+    blocks: tuple[_Block, ...]
+
+
+@dataclass(frozen=True)
 class SplitPlan:
-    """One split: its sources (indexes into the recipe's), its records and its shards."""
+    """One split: its sources (indexes into the recipe's), its records and its shards.
+
+    The records of an extended set lie behind those it had before, in shards of their own.
+    """
 
     name: str
     foregrounds: tuple[int, ...]
     backgrounds: tuple[int, ...]
     recipe: Recipe
-    n_all_foregrounds: int
+    parts: tuple[_Part, ...]
 
     @property
     def n_records(self) -> int:
         """Number of records in the split."""
-        return len(self.foregrounds) * len(self.backgrounds) * _per_pair(self.recipe)
+        return sum(part.n_records for part in self.parts)
 
     @property
     def n_shards(self) -> int:
         """Number of files the split is cut into."""
-        return -(-self.n_records // self.recipe.shard_records)
+        return sum(part.n_shards for part in self.parts)
+
+    def _part_of(self, shard: int) -> _Part:
+        return next(p for p in reversed(self.parts) if p.first_shard <= shard)
+
+    def stage(self, shard: int) -> int:
+        """Return the stage of the set that a shard came with: 0, or which extension."""
+        return self._part_of(shard).stage
 
     def shard_range(self, shard: int) -> tuple[int, int]:
-        """Return the positions [start, stop) of a shard; shards differ by one record at most."""
-        n, shards = self.n_records, self.n_shards
-        return shard * n // shards, (shard + 1) * n // shards
+        """Return the positions [start, stop) of a shard; shards differ by one record at most.
+
+        Those of one stage, that is.
+        """
+        part = self._part_of(shard)
+        n, shards, number = part.n_records, part.n_shards, shard - part.first_shard
+        return part.start + number * n // shards, part.start + (number + 1) * n // shards
+
+    def shard_at(self, position: int) -> int:
+        """Return the shard that a position of the split lies in."""
+        part = next(p for p in reversed(self.parts) if p.start <= position)
+        return part.first_shard + (
+            ((position - part.start + 1) * part.n_shards - 1) // part.n_records
+        )
 
     def shard_name(self, shard: int) -> str:
         """Return the name of a shard's file, without extension; the names sort as the shards."""
-        digits = max(5, len(str(self.n_shards)))
-        return f"{self.name}-{shard:0{digits}d}-of-{self.n_shards:0{digits}d}"
+        part = self._part_of(shard)
+        digits, number = max(5, len(str(part.n_shards))), shard - part.first_shard
+        stage = f"x{part.stage:03d}-" if part.stage else ""
+        return f"{self.name}-{stage}{number:0{digits}d}-of-{part.n_shards:0{digits}d}"
 
     def record_ids(self, start: int, stop: int) -> Ids:
         """Return the record ids at positions [start, stop) of the split, (stop - start,) int64."""
-        positions = np.arange(start, stop, dtype=np.uint64)
-        local = _permute(positions, self.n_records, _keys(self.recipe.seed, self.name))
-        per_pair = _per_pair(self.recipe)
-        pair, rest = np.divmod(local.astype(np.int64), per_pair)
-        background, foreground = np.divmod(pair, len(self.foregrounds))
-        backgrounds = np.asarray(self.backgrounds, dtype=np.int64)[background]
-        foregrounds = np.asarray(self.foregrounds, dtype=np.int64)[foreground]
-        ids: Ids = (backgrounds * self.n_all_foregrounds + foregrounds) * per_pair + rest
+        ids: Ids = np.empty(stop - start, dtype=np.int64)
+        for part in self.parts:
+            low, high = max(start, part.start), min(stop, part.start + part.n_records)
+            if low < high:
+                ids[low - start : high - start] = self._ids_of(part, low, high)
         return ids
+
+    def _ids_of(self, part: _Part, start: int, stop: int) -> Ids:
+        positions = np.arange(start - part.start, stop - part.start, dtype=np.uint64)
+        order = f"{self.name}:{part.stage}" if part.stage else self.name
+        local = _permute(positions, part.n_records, _keys(self.recipe.seed, order))
+        per_pair = _per_pair(self.recipe)
+        number, rest = np.divmod(local.astype(np.int64), per_pair)
+        pairs: Ids = np.empty_like(number)
+        for block in part.blocks:
+            inside = number - block.first_chosen
+            chosen = (inside >= 0) & (inside < block.n_chosen)
+            pairs[chosen] = block.chosen_pairs(inside[chosen])
+        return pairs * per_pair + rest
 
 
 class Plan:
@@ -92,18 +166,14 @@ class Plan:
 
     def __init__(self, pinned: PinnedRecipe) -> None:
         self.pinned = pinned
-        self._n_foregrounds = len(pinned.foregrounds)
         self.splits: dict[str, SplitPlan] = {}
         for name, (unseen_foreground, unseen_background) in SPLITS.items():
-            split = SplitPlan(
-                name,
-                _indexes(pinned.foregrounds, unseen_foreground),
-                _indexes(pinned.backgrounds, unseen_background),
-                pinned.recipe,
-                self._n_foregrounds,
-            )
-            if split.n_records:
-                self.splits[name] = split
+            foregrounds = _indexes(pinned.foregrounds, unseen_foreground)
+            backgrounds = _indexes(pinned.backgrounds, unseen_background)
+            parts = _parts(pinned, foregrounds, backgrounds)
+            if parts:
+                self.splits[name] = SplitPlan(name, foregrounds, backgrounds, pinned.recipe, parts)
+        self._blocks = [block for stage in _stages(pinned) for block in stage]
 
     @property
     def n_records(self) -> int:
@@ -143,9 +213,10 @@ class Plan:
             raise IndexError(f"record {record_id} is not in 0..{self.pinned.n_records - 1}")
         recipe = self.pinned.recipe
         rest, k = divmod(record_id, recipe.placements)
-        rest, flip = divmod(rest, 2) if recipe.flip else (rest, 0)
-        background, foreground = divmod(rest, self._n_foregrounds)
-        return Combination(background, foreground, bool(flip), k)
+        pair, flip = divmod(rest, 2) if recipe.flip else (rest, 0)
+        first, backgrounds, foregrounds = next(b for b in reversed(self._blocks) if b[0] <= pair)
+        background, foreground = divmod(pair - first, len(foregrounds))
+        return Combination(backgrounds[background], foregrounds[foreground], bool(flip), k)
 
     def placement(self, record_id: int, foreground: int, epoch: int = 0) -> tuple[int, int]:
         """Return (left_px, top_px): uniform over all places wholly inside the background.
@@ -194,13 +265,84 @@ def hold_out(sources: Sequence[SourceEntry], share: float, seed: int) -> tuple[S
     """
     if share == 0 or len(sources) < 2:
         return tuple(replace(source, held_out=False) for source in sources)
-    keys = [hashlib.sha256(f"{seed}:{source.sha256}".encode()).digest() for source in sources]
+    keys = [_hold_out_key(source, seed) for source in sources]
     wanted = max(1, round(share * len(sources)))
     # Something must be left for train; when all are copies of one file, everything is.
     last = min(sorted(keys)[wanted - 1], max(set(keys) - {max(keys)}, default=b""))
     return tuple(
         replace(source, held_out=key <= last) for source, key in zip(sources, keys, strict=True)
     )
+
+
+def hold_out_more(
+    held: Sequence[SourceEntry], new: Sequence[SourceEntry], share: float, seed: int
+) -> tuple[SourceEntry, ...]:
+    """Mark new sources of an extended set, so that the share is kept as nearly as can be.
+
+    What was decided before stays. A copy of an earlier source goes where that one is.
+    """
+    before = {source.sha256: source.held_out for source in held}
+    free = [source for source in new if source.sha256 not in before]
+    wanted = round(share * (len(held) + len(new))) - sum(source.held_out for source in held)
+    keys = sorted(_hold_out_key(source, seed) for source in free)
+    last = keys[min(wanted, len(keys)) - 1] if wanted > 0 and keys else b""
+    return tuple(
+        replace(s, held_out=before.get(s.sha256, _hold_out_key(s, seed) <= last)) for s in new
+    )
+
+
+def _hold_out_key(source: SourceEntry, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{source.sha256}".encode()).digest()
+
+
+def _stages(pinned: PinnedRecipe) -> list[list[tuple[int, range, range]]]:
+    """Return by stage the blocks of pairs it has added: first id, backgrounds, foregrounds.
+
+    The first stage is one block. An extension adds its backgrounds with all foregrounds, then the
+    earlier backgrounds with its foregrounds; so earlier ids keep their meaning.
+    """
+    sizes = [*pinned.stages, (len(pinned.foregrounds), len(pinned.backgrounds))]
+    stages, had = [], (0, 0)
+    for foregrounds, backgrounds in sizes:
+        first = had[0] * had[1]
+        new_backgrounds = range(had[1], backgrounds)
+        blocks = [
+            (first, new_backgrounds, range(foregrounds)),
+            (
+                first + len(new_backgrounds) * foregrounds,
+                range(had[1]),
+                range(had[0], foregrounds),
+            ),
+        ]
+        stages.append([block for block in blocks if block[1] and block[2]])
+        had = foregrounds, backgrounds
+    return stages
+
+
+def _parts(
+    pinned: PinnedRecipe, foregrounds: tuple[int, ...], backgrounds: tuple[int, ...]
+) -> tuple[_Part, ...]:
+    """Return what each stage adds to the split of some sources, if it adds anything."""
+    parts: list[_Part] = []
+    start = first_shard = 0
+    for stage, ranges in enumerate(_stages(pinned)):
+        blocks, n_pairs = [], 0
+        for first, all_backgrounds, all_foregrounds in ranges:
+            block = _Block(
+                first,
+                all_backgrounds,
+                all_foregrounds,
+                n_pairs,
+                tuple(index for index in backgrounds if index in all_backgrounds),
+                tuple(index for index in foregrounds if index in all_foregrounds),
+            )
+            n_pairs += block.n_chosen
+            blocks.append(block)
+        if n_records := n_pairs * _per_pair(pinned.recipe):
+            n_shards = -(-n_records // pinned.recipe.shard_records)
+            parts.append(_Part(stage, start, first_shard, n_records, n_shards, tuple(blocks)))
+            start, first_shard = start + n_records, first_shard + n_shards
+    return tuple(parts)
 
 
 def _per_pair(recipe: Recipe) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -47,6 +48,7 @@ MAX_RECIPE_BYTES = 2**28  # of recipe.json: some 600,000 sources
 MAX_CREDIT_CHARACTERS = 2000  # of an author, a licence or a url
 
 _MAX_RECORDS = 2**62
+_MAX_STAGES = 999  # three digits in the names of files
 _MAX_SHARDS = 2_000_000  # their names are held in memory; 10^9 records at 1000 each need half
 _MAX_TEXT = 4096  # characters; also the longest path of most systems
 _MAX_FILE_TEXT = 8 * _MAX_TEXT  # of a path some of whose characters are escaped
@@ -288,20 +290,48 @@ class DepthInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class PinnedRecipe:
-    """A recipe tied to its sources (in record order) and to the depth weights."""
+    """A recipe tied to its sources (in record order) and to the depth weights.
+
+    `stages` of a set that was extended: how many foregrounds and backgrounds it had before each
+    extension. The first so many sources are those it had.
+    """
 
     recipe: Recipe
     foregrounds: tuple[SourceEntry, ...]
     backgrounds: tuple[SourceEntry, ...]
     depth: DepthInfo | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    stages: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for kind in ("foregrounds", "backgrounds"):
             if not getattr(self, kind):
                 raise RecipeError(f"there are no {kind}; at least one image is needed.")
+        self._check_stages()
         if self.n_records > _MAX_RECORDS:
             raise RecipeError(f"{self.n_records} records are more than the {_MAX_RECORDS} allowed.")
+
+    def _check_stages(self) -> None:
+        if len(self.stages) > _MAX_STAGES:
+            raise RecipeError(f"a set is extended at most {_MAX_STAGES} times; build a new one.")
+        if any(type(n) is not int or n < 1 for sizes in self.stages for n in sizes):
+            raise RecipeError("its stages are not numbers of sources.")
+        sizes = [*self.stages, (len(self.foregrounds), len(self.backgrounds))]
+        for before, after in itertools.pairwise(sizes):
+            if before == after or before[0] > after[0] or before[1] > after[1]:
+                raise RecipeError("its stages are not numbers of sources that grow.")
+
+    def at(self, stage: int) -> PinnedRecipe:
+        """Return the set as it was before its extensions after `stage` (0: before all of them)."""
+        if stage == len(self.stages):
+            return self
+        foregrounds, backgrounds = self.stages[stage]
+        return replace(
+            self,
+            foregrounds=self.foregrounds[:foregrounds],
+            backgrounds=self.backgrounds[:backgrounds],
+            stages=self.stages[:stage],
+        )
 
     @property
     def n_records(self) -> int:
@@ -322,6 +352,8 @@ class PinnedRecipe:
             "backgrounds": [_source_content(s) for s in self.backgrounds],
             "depth": depth or None,
         }
+        if self.stages:
+            content["stages"] = self.stages
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -355,6 +387,8 @@ class PinnedRecipe:
             "backgrounds": [dataclasses.asdict(s) for s in self.backgrounds],
             "skipped": [list(pair) for pair in self.skipped],
         }
+        if self.stages:
+            content["stages"] = [list(sizes) for sizes in self.stages]
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         if len(text.encode()) > MAX_RECIPE_BYTES:
             raise RecipeError(f"recipe.json would have more than {MAX_RECIPE_BYTES} bytes.")
@@ -375,6 +409,7 @@ class PinnedRecipe:
                 backgrounds=tuple(SourceEntry(**s) for s in content["backgrounds"]),
                 depth=DepthInfo(**content["depth"]) if content["depth"] else None,
                 skipped=tuple((printable(a), printable(b)) for a, b in content["skipped"]),
+                stages=tuple((n_fg, n_bg) for n_fg, n_bg in content.get("stages", ())),
             )
             pinned._check_files()
             if content["fingerprint"] != pinned.fingerprint:
@@ -387,6 +422,11 @@ class PinnedRecipe:
                 f"({type(error).__name__}: {printable(str(error))[:200]})."
             ) from None
         return pinned
+
+    def holds(self, earlier: PinnedRecipe) -> bool:
+        """Whether this is a set, or what an earlier set became by extensions."""
+        stage = len(earlier.stages)
+        return stage <= len(self.stages) and self.at(stage).fingerprint == earlier.fingerprint
 
     def public(self) -> PinnedRecipe:
         """Return it as others may see it: of a depth model on this machine only the name.

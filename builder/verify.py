@@ -373,6 +373,7 @@ class _Verification:
     def _check_splits(self, plan: Plan, stated: Mapping[str, Any] | None) -> list[str]:
         """Check the shards of every split; return the splits whose statistics were recomputed."""
         pinned, complete = plan.pinned, []
+        fingerprints = [pinned.at(stage).fingerprint for stage in range(len(pinned.stages) + 1)]
         for split in plan.splits.values():
             drawn = _drawn(split, plan, self._sample)
             statistics = Statistics(pinned.recipe.size) if drawn is None else None
@@ -382,7 +383,9 @@ class _Verification:
                     continue
                 wanted = None if drawn is None else drawn.get(shard, np.zeros(0, np.int64))
                 entry = stated[split.name][0][shard] if stated else None
-                one = _Shard(split, plan, name, split.shard_range(shard), wanted, entry)
+                fingerprint = fingerprints[split.stage(shard)]
+                rows = split.shard_range(shard)
+                one = _Shard(split, plan, name, rows, wanted, entry, fingerprint)
                 self._check_shard(one, statistics)
             # A record with a fault was not counted; then the sums can not be equal anyway.
             if stated and statistics and statistics.rows == split.n_records:
@@ -444,7 +447,7 @@ class _Verification:
         with refusing("has metadata that can not be read"):
             content = parse_json((table.schema.metadata or {}).get(b"fgbg", b"{}").decode())
             fingerprint = content.get("fingerprint")
-        if fingerprint != pinned.fingerprint:
+        if fingerprint != shard.fingerprint:
             self._problem("recipe", shard.name, "is of another fingerprint by its metadata")
         held, due = table.integers("record_id"), shard.split.record_ids(*shard.range)
         if not np.array_equal(held, due):
@@ -560,7 +563,10 @@ class _Verification:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to check: its place in the plan, the rows wanted (None: all), what is stated."""
+    """A shard to check: its place in the plan, the rows wanted (None: all), what is stated.
+
+    `fingerprint` is that of the set it was made for; of an extended set, before the extension.
+    """
 
     split: SplitPlan
     plan: Plan
@@ -568,6 +574,7 @@ class _Shard:
     range: tuple[int, int]
     wanted: npt.NDArray[np.int64] | None
     stated: Mapping[str, Any] | None
+    fingerprint: str
 
 
 def _home(plan: Plan, record_id: int) -> str | None:
@@ -599,7 +606,7 @@ def _drawn(
     for block in rng.sample(range(blocks), min(blocks, -(-wanted // _BLOCK_RECORDS))):
         start = block * _BLOCK_RECORDS
         for position in range(start, n if block == blocks - 1 else start + _BLOCK_RECORDS):
-            shard = ((position + 1) * split.n_shards - 1) // n
+            shard = split.shard_at(position)
             rows.setdefault(shard, []).append(position - split.shard_range(shard)[0])
     return {shard: np.asarray(sorted(numbers), np.int64) for shard, numbers in rows.items()}
 

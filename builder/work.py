@@ -31,12 +31,13 @@ from builder.claims import Presence
 from builder.depth import DepthModel, locate_model
 from builder.errors import (
     BadSourcesError,
+    FgbgError,
     NotABuildError,
     OutputError,
     RecipeError,
     RecipeMismatchError,
 )
-from builder.plan import Plan, SplitPlan, hold_out
+from builder.plan import Plan, SplitPlan, hold_out, hold_out_more
 from builder.recipe import MAX_RECIPE_BYTES, PinnedRecipe, Recipe, SourceEntry
 from builder.resources import n_cores
 from builder.shards import (
@@ -88,17 +89,21 @@ class Project:
         *,
         skip_bad: bool = False,
         work: WorkFolder | None = None,
+        earlier: PinnedRecipe | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Project:
         """Check and prepare the sources, find the depth model, pin the recipe.
 
         Args:
             work: of an interrupted build; what it prepared is used again.
+            earlier: a set whose sources keep their places and splits; new ones extend it. Where
+                `work.out` holds it, a source of it need not be in the folders any more.
             progress: called with 1 after each source file.
 
         Raises:
             BadSourcesError: files of either folder that can not be used, all at once.
             DepthModelError: the depth model can not be found.
+            RecipeMismatchError: sources of the earlier set have changed or are gone.
         """
         held = work.held() if work and recipe.precision == "auto" else None
         if held and held.recipe.depth_model == recipe.depth_model:
@@ -107,22 +112,29 @@ class Project:
         recipe, model = locate_model(recipe)
         folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
         prepared = _prepare_both(folders, recipe, skip_bad, work, progress)
-        held_out = {
-            kind: hold_out([s.entry for s in folder.sources], recipe.holdout, recipe.seed)
-            for kind, folder in prepared.items()
-        }
+        sources = {kind: folder.sources for kind, folder in prepared.items()}
+        stages: tuple[tuple[int, int], ...] = ()
+        if earlier is None:
+            held_out = {
+                kind: hold_out([s.entry for s in some], recipe.holdout, recipe.seed)
+                for kind, some in sources.items()
+            }
+        else:
+            sources = _earlier_first(sources, earlier, work)
+            held_out, stages = _extended(sources, earlier, recipe)
         pinned = PinnedRecipe(
             recipe=recipe,
             foregrounds=held_out["foreground"],
             backgrounds=held_out["background"],
             depth=model.info if model else None,
             skipped=tuple(pair for folder in prepared.values() for pair in folder.skipped),
+            stages=stages,
         )
         return cls(
             pinned,
             model,
-            _with_entries(prepared["foreground"].sources, pinned.foregrounds),
-            _with_entries(prepared["background"].sources, pinned.backgrounds),
+            _with_entries(sources["foreground"], pinned.foregrounds),
+            _with_entries(sources["background"], pinned.backgrounds),
             tuple(group for folder in prepared.values() for group in folder.duplicates),
         )
 
@@ -134,10 +146,10 @@ class Project:
             NotABuildError: neither is there.
         """
         work = WorkFolder(out)
-        if (out / RECIPE_FILE).is_file():
-            folder, pinned = out, read_recipe(out)
-        elif (held := work.held()) is not None:
+        if (held := work.held()) is not None and not is_complete(out, held):
             folder, pinned = work.sources("foreground", held.fingerprint).parents[1], held
+        elif (out / RECIPE_FILE).is_file():
+            folder, pinned = out, read_recipe(out)
         else:
             raise NotABuildError(f"{out} is not a build of fgbg, nor is one being made there.")
         foregrounds, backgrounds = (
@@ -171,6 +183,52 @@ def _prepare_both(
     return prepared
 
 
+def _entries(pinned: PinnedRecipe, kind: Kind) -> tuple[SourceEntry, ...]:
+    return pinned.foregrounds if kind == "foreground" else pinned.backgrounds
+
+
+def _earlier_first(
+    sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, work: WorkFolder | None
+) -> dict[Kind, tuple[Source, ...]]:
+    """Return the sources of an earlier set in its order, then the new ones."""
+    arranged: dict[Kind, tuple[Source, ...]] = {}
+    differences = []
+    for kind, found in sources.items():
+        held = {source.entry.id: source for source in work.finished_sources(kind)} if work else {}
+        by_id = {source.entry.id: source for source in found}
+        old = []
+        for entry in _entries(earlier, kind):
+            source = by_id.pop(entry.id, None) or held.get(entry.id)
+            if source is None:
+                differences.append(f"{kind}s: {entry.id} is gone")
+            elif source.entry.sha256 != entry.sha256:
+                differences.append(f"{kind}s: the file of {entry.id} has changed")
+            else:
+                old.append(source)
+        arranged[kind] = (*old, *by_id.values())
+    if differences:
+        raise RecipeMismatchError(work.out if work else "the earlier set", differences)
+    return arranged
+
+
+def _extended(
+    sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, recipe: Recipe
+) -> tuple[dict[Kind, tuple[SourceEntry, ...]], tuple[tuple[int, int], ...]]:
+    """Return the entries of sources, an earlier set's first, by what it held out; the stages."""
+    entries: dict[Kind, tuple[SourceEntry, ...]] = {}
+    for kind, some in sources.items():
+        before, found = _entries(earlier, kind), [source.entry for source in some]
+        old = [
+            replace(entry, held_out=was.held_out)
+            for entry, was in zip(found[: len(before)], before, strict=True)
+        ]
+        new = hold_out_more(old, found[len(before) :], recipe.holdout, recipe.seed)
+        entries[kind] = (*old, *new)
+    had = len(earlier.foregrounds), len(earlier.backgrounds)
+    grown = had != (len(entries["foreground"]), len(entries["background"]))
+    return entries, (*earlier.stages, had) if grown else earlier.stages
+
+
 def _with_entries(
     sources: tuple[Source, ...], entries: tuple[SourceEntry, ...]
 ) -> tuple[Source, ...]:
@@ -186,6 +244,7 @@ class WorkFolder:
         self.recipe = self.path / RECIPE_FILE
         self.shards = self.path / "shards"
         self._version = self.path / "version.json"
+        self._before = self.path / "before"  # where OUT lies while its extension takes its place
 
     def sources(self, kind: Kind, fingerprint: str) -> Path:
         """Return the file that holds the prepared sources of a kind, for a recipe's fingerprint."""
@@ -215,6 +274,16 @@ class WorkFolder:
             return {}  # prepared again, as a damaged shard is made again
         return {source.entry.file: source for source in sources}
 
+    def finished_sources(self, kind: Kind) -> list[Source]:
+        """Return the prepared sources of the finished set in OUT, if there is one."""
+        path = self.out / f"{kind}s" / SOURCES_FILE
+        return read_sources(path) if path.is_file() else []
+
+    def restore(self) -> None:
+        """Bring OUT back if a build was killed while it put the extended set in its place."""
+        if not self.out.exists() and self._before.is_dir():
+            self._before.rename(self.out)
+
     @contextmanager
     def entered(self, fingerprint: str, expiry_s: float) -> Iterator[Presence]:
         """Take part in the build of a set; others may, too.
@@ -235,7 +304,9 @@ class WorkFolder:
                 yield presence
         finally:
             if (self.out / RECIPE_FILE).is_file():
-                shutil.rmtree(self.path, ignore_errors=True)
+                held = self.held()
+                if held is None or is_complete(self.out, held):
+                    shutil.rmtree(self.path, ignore_errors=True)
 
     def _check_version(self) -> None:
         from builder import __version__  # not above: this room is imported there
@@ -312,22 +383,23 @@ class WorkFolder:
             shutil.rmtree(path, ignore_errors=True)
         return self.path / f"built-{secrets.token_hex(8)}"
 
-    def publish(self, built: Path) -> bool:
-        """Move the complete set to OUT; False when OUT is there already."""
-        try:
-            if self.out.is_dir():
-                self.out.rmdir()  # `already_built` accepts only an empty one
-            built.rename(self.out)
-        except OSError:
-            if (self.out / RECIPE_FILE).is_file():
-                return False
-            raise
-        return True
+    def publish(self, built: Path) -> None:
+        """Move the complete set to OUT, from where an earlier set that it extends moves away."""
+        if is_complete(self.out, read_recipe(built)):
+            return  # by another build
+        if (self.out / RECIPE_FILE).is_file():
+            self.out.rename(self._before)
+        elif self.out.is_dir():
+            self.out.rmdir()  # `already_built` accepts only an empty one
+        built.rename(self.out)
 
 
 @dataclass(frozen=True)
 class FinishedSplit:
-    """The finished shards of a split: their files in the work folder, and what they hold."""
+    """The finished shards of a split: their files, and what they hold.
+
+    `stored` are paths, relative to the work folder's shards, or whole.
+    """
 
     stored: tuple[str, ...]
     shards: tuple[dict[str, Any], ...]  # file (inside OUT), rows, size_bytes, sha256
@@ -337,14 +409,23 @@ class FinishedSplit:
 class Ledger:
     """Which shards of a set are done; each one's file is hashed once.
 
-    A byte a shard is kept, and nothing of what is in them.
+    A byte a shard is kept, and nothing of what is in them. The shards of a finished set in OUT
+    that this one extends are done; they are not made again.
     """
 
     def __init__(self, work: WorkFolder, pinned: PinnedRecipe, file_format: FileFormat) -> None:
         self.plan = Plan(pinned)
         self.file_format = file_format
-        self._folder, self._fingerprint = work.shards, pinned.fingerprint
+        self._folder, self._out = work.shards, work.out
+        self._fingerprints = [pinned.at(n).fingerprint for n in range(len(pinned.stages) + 1)]
         self._done = bytearray(self.plan.n_shards)
+        self._earlier: dict[str, Any] = {}
+        held = read_recipe(work.out) if (work.out / RECIPE_FILE).is_file() else None
+        if held is not None and pinned.holds(held):
+            self._earlier = read_statistics(work.out, Plan(held))
+
+    def _n_earlier(self, split: str) -> int:
+        return len(self._earlier[split]["shards"]) if split in self._earlier else 0
 
     def name(self, number: int) -> str:
         """Return the name of a shard by its number among all, without extension."""
@@ -364,12 +445,36 @@ class Ledger:
         self._done[number] = True
 
     def check(self, number: int) -> bool:
-        """Whether a shard is committed for this set and unharmed on disk."""
+        """Whether a shard is committed for this set and unharmed on disk.
+
+        Raises:
+            OutputError: one of the finished set that this one extends is damaged.
+        """
         if not self._done[number]:
-            self._done[number] = is_done(
-                self._folder, self.name(number), self.file_format, self._fingerprint
-            )
+            split, shard = self.plan.shard(number)
+            if shard < self._n_earlier(split.name):
+                self._check_earlier(self._earlier[split.name]["shards"][shard])
+                self._done[number] = True
+            else:
+                self._done[number] = is_done(
+                    self._folder,
+                    split.shard_name(shard),
+                    self.file_format,
+                    self._fingerprints[split.stage(shard)],
+                )
         return bool(self._done[number])
+
+    def _check_earlier(self, stated: Mapping[str, Any]) -> None:
+        path = self._out / stated["file"]
+        try:
+            unharmed = sha256_file(path) == stated["sha256"]
+        except OSError:
+            unharmed = False
+        if not unharmed:
+            raise OutputError(
+                f"{path} is damaged or gone: its sha256 is not that of {STATISTICS_FILE}. Mend the "
+                "set before extending it, for example from where it was published."
+            )
 
     def missing(self, numbers: Iterable[int]) -> array[int]:
         """Return those of some shards that are not done."""
@@ -383,7 +488,8 @@ class Ledger:
     def n_committed(self) -> int:
         """Return how many shards have a commit record; says nothing of their files."""
         with os.scandir(self._folder) as entries:
-            return sum(e.name.endswith(".json") and e.is_file() for e in entries)
+            made = sum(e.name.endswith(".json") and e.is_file() for e in entries)
+        return made + sum(map(self._n_earlier, self._earlier))
 
     def finished(self) -> dict[str, FinishedSplit]:
         """Return all splits of a set whose shards are all done; reads each commit record once."""
@@ -392,7 +498,12 @@ class Ledger:
     def _finished(self, split: SplitPlan) -> FinishedSplit:
         statistics = Statistics(self.plan.pinned.recipe.size)
         stored, shards = [], []
-        for shard in range(split.n_shards):
+        if earlier := self._earlier.get(split.name):
+            statistics.merge(earlier["statistics"])
+            for shard, stated in enumerate(earlier["shards"]):
+                stored.append(str(self._out / stated["file"]))
+                shards.append({**stated, "file": shard_file(split, shard, self.file_format)})
+        for shard in range(len(shards), split.n_shards):
             commit = self._commit(split.shard_name(shard))
             statistics.merge(Statistics.from_json(commit.statistics))
             stored.append(stored_name(commit.shard, commit.sha256, self.file_format))
@@ -417,7 +528,7 @@ class Ledger:
 
 
 def already_built(out: Path, pinned: PinnedRecipe, file_format: FileFormat) -> bool:
-    """Whether OUT already holds this set; False when it is free.
+    """Whether OUT already holds this set; False when it is free, or holds what this set extends.
 
     Raises:
         RecipeMismatchError: it holds another set.
@@ -428,14 +539,22 @@ def already_built(out: Path, pinned: PinnedRecipe, file_format: FileFormat) -> b
     if not (out / RECIPE_FILE).is_file():
         raise OutputError(f"{out} is not empty and not a build of fgbg; choose another folder.")
     held = read_recipe(out)
-    if held.fingerprint != pinned.fingerprint:
+    if not pinned.holds(held):
         raise RecipeMismatchError(out, held.differences(pinned))
     if built_format(out) != file_format:
         raise OutputError(
             f"{out} holds this set as {built_format(out)}, asked for is {file_format}; choose "
             "another folder."
         )
-    return True
+    return held.fingerprint == pinned.fingerprint
+
+
+def is_complete(out: Path, pinned: PinnedRecipe) -> bool:
+    """Whether OUT holds this very set."""
+    try:
+        return read_recipe(out).fingerprint == pinned.fingerprint
+    except FgbgError:
+        return False
 
 
 def built_format(out: Path) -> FileFormat:
@@ -555,11 +674,15 @@ def build_status(out: Path) -> dict[str, Any]:
         NotABuildError: neither a finished nor a begun build is there.
     """
     work = WorkFolder(out.absolute())
-    finished = (out / RECIPE_FILE).is_file()
-    pinned = read_recipe(out) if finished else work.held()
+    earlier = read_recipe(out) if (out / RECIPE_FILE).is_file() else None
+    pinned = work.held() or earlier
     if pinned is None:
         raise NotABuildError(f"{out} is not a build of fgbg, nor is one being made there.")
+    finished = is_complete(out, pinned)
     committed = {path.stem for path in work.shards.glob("*.json")}
+    if earlier is not None:  # the set that is being extended
+        for split in Plan(earlier).splits.values():
+            committed |= {split.shard_name(shard) for shard in range(split.n_shards)}
     splits = {}
     for split in Plan(pinned).splits.values():
         rows = [split.shard_range(shard) for shard in range(split.n_shards)]
