@@ -319,10 +319,13 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                     time.sleep(POLL_SECONDS)  # another is putting it together
                     continue
                 if missing := ledger.missing(range(ledger.plan.n_shards)):
-                    if make:
-                        return
-                    names = [ledger.name(number) for number in missing]
-                    raise UnfinishedError(work.out, names, work.command(pinned.fingerprint))
+                    if not make:
+                        names = [ledger.name(number) for number in missing]
+                        raise UnfinishedError(work.out, names, work.command(pinned.fingerprint))
+                    presence.release(FINISH)
+                    if options.shard_range:
+                        return  # another's shard is damaged, and so not finished
+                    continue
                 built = work.new_folder()
                 super().download_and_prepare(
                     str(built),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -31,11 +32,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from builder.shards import create_bytes, write_bytes
+from builder.untrusted import parse_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _BEATS_PER_EXPIRY = 6
+_MOST_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,17 @@ class Owner:
 
     @classmethod
     def read(cls, content: bytes) -> Owner | None:
-        """Read an owner's file or a claim; None when it is not whole."""
+        """Read an owner's file or a claim; None when it is not whole, or not of our hand."""
         try:
-            fields = json.loads(content)
+            fields = parse_json(content.decode())
             fields.pop("beat", None)
-            return cls(**fields)
+            owner = cls(**fields)
         except (ValueError, TypeError, AttributeError):
             return None
+        texts = {**vars(owner), "pid": ""}
+        if type(owner.pid) is not int or not all(isinstance(text, str) for text in texts.values()):
+            return None
+        return owner if re.fullmatch("[0-9a-f]{16}", owner.build) else None
 
     def is_gone(self) -> bool:
         """Whether the process is known to have ended."""
@@ -233,7 +240,8 @@ class Presence:
     @staticmethod
     def _read(path: Path) -> bytes | None:
         try:
-            return path.read_bytes()
+            with path.open("rb") as file:
+                return file.read(_MOST_BYTES)
         except FileNotFoundError:
             return None
 

