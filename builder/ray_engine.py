@@ -3,8 +3,9 @@
 Actors hold the sources and the depth model and are given shard ids; no pixel passes through Ray,
 for a shard is written where it is made, on storage that every node sees. This is why it stands
 on Ray core: Ray Data schedules blocks of rows between operators, and here are neither. A worker
-or node that dies is replaced by Ray (`max_restarts`), which gives the shard that was under way
-to the replacement (`max_task_retries`).
+or node that dies is replaced by Ray (`max_restarts`). The shard it was at is given out again from
+here: to Ray every vain attempt to reach a node that has just died is one more failure of the
+task, so that its `max_task_retries` are used up by a single death.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -28,6 +30,7 @@ from builder.shards import read_commit
 from builder.work import WorkFolder, read_recipe
 
 _POLL_SECONDS = 1.0
+_MAX_RESTARTS = 100  # of one worker: many lost nodes, but an end where none can load the model
 _SEEN_WITHIN_SECONDS = 60  # network file systems show a file of another node late
 
 
@@ -55,7 +58,6 @@ def map_shards(
 def _connected(address: str | None) -> Iterator[ModuleType]:
     """Connect to the cluster at an address; to the caller's when he has connected already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # or a dead cluster is tried for 14 min
     try:
         import ray
@@ -126,8 +128,8 @@ class _Maker:
         self._worker: Worker | None = None
         self._state: tuple[Task | None, int] = None, 0
 
-    def load(self) -> int:
-        """Load sources and model, before the first shard is given out; return the rows made, 0.
+    def load(self) -> None:
+        """Load sources and model, before a shard is given out.
 
         Raises:
             FgbgError: this node can not take part.
@@ -144,7 +146,6 @@ class _Maker:
         except FgbgError as error:
             node = ray.util.get_node_ip_address()
             raise FgbgError(f"Ray node {node} can not take part: {error}") from None
-        return 0
 
     def _find_recipe(self) -> Recipe:
         work = WorkFolder(self._job.out)
@@ -170,7 +171,7 @@ class _Maker:
     def make(self, task: Task) -> int:
         """Make one shard and commit it; return its rows."""
         self._state = task, 0
-        if self._worker is None:  # Ray has started this process in place of one that died
+        if self._worker is None:  # the process that had loaded died before this shard came
             self.load()
         assert self._worker is not None
         return self._worker.make(task, self._count)
@@ -200,64 +201,82 @@ class _Crew:
             job = replace(job, model=replace(job.model, folder=job.model.folder.absolute()))
         maker: Any = ray.remote(
             **resources,
-            max_restarts=-1,
-            max_task_retries=MAX_DEATHS - 1,
+            max_restarts=_MAX_RESTARTS,
             concurrency_groups={"state": 1},  # a thread beside the one that makes shards
             scheduling_strategy="SPREAD",
         )(_Maker)
         self._ray, self._job, self._work, self._plan = ray, job, work, Plan(pinned)
         self._actors = [maker.remote(job, pinned.fingerprint, __version__) for _ in range(count)]
-        self._running: dict[Any, tuple[int, Task]] = {}  # by the reference to the result
+        self._loading: dict[Any, int] = {}  # by the reference to the result, as all these
+        self._running: dict[Any, tuple[int, Task]] = {}
         self._asked: dict[Any, int] = {}
+        self._again: list[Task] = []
+        self._deaths: dict[Task, int] = defaultdict(int)
         self._states: dict[int, tuple[Task | None, int]] = {}
         self._progress, self._made, self._told, self._more = progress, 0, 0, True
 
     def run(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, str | None]]:
         """Make shards, each by the first actor that is free."""
-        # An actor for which there is no room yet gets no shard: it would wait with it.
-        loading = {actor.load.remote(): number for number, actor in enumerate(self._actors)}
+        for number in range(len(self._actors)):
+            self._load(number)
         try:
             # Those that still load when a free one finds nothing to do are not waited for.
-            while self._running or self._more:
-                done, _ = self._ray.wait([*loading, *self._running], timeout=_POLL_SECONDS)
+            while self._running or self._again or self._more:
+                references = [*self._loading, *self._running]
+                done, _ = self._ray.wait(references, timeout=_POLL_SECONDS)
                 for reference in done:
-                    cause = self._result(reference)
-                    if reference in loading:
-                        if cause:
-                            raise FgbgError(f"a Ray worker can not start: {cause}.")
-                        self._next(loading.pop(reference), tasks)
-                        continue
-                    number, task = self._running.pop(reference)
-                    self._next(number, tasks)
-                    if cause is None:
-                        self._await_commit(task)
-                    yield task, cause
+                    if reference in self._loading:
+                        self._loaded(reference)
+                        self._next(self._loading.pop(reference), tasks)
+                    else:
+                        yield from self._finished(reference, tasks)
                 self._tell()
         finally:
             for actor in self._actors:
                 self._ray.kill(actor)
 
+    def _load(self, number: int) -> None:
+        """Wait for an actor; while there is no room for it a shard would only wait with it."""
+        call = self._actors[number].load.options(max_task_retries=-1)
+        self._loading[call.remote()] = number
+
+    def _loaded(self, reference: Any) -> None:
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = cause_of(error.cause, self._job)
+            raise FgbgError(f"a Ray worker can not start: {cause}.") from None
+        except self._ray.exceptions.RayError as error:
+            raise FgbgError(f"a Ray worker can not start: {error}") from None
+
     def _next(self, number: int, tasks: Iterator[Task]) -> None:
         """Give an actor its next shard, or its place to one that waits for a place."""
-        task = next(tasks, None)
+        task = self._again.pop() if self._again else next(tasks, None)
         if task is None:
             self._more = False
             self._ray.kill(self._actors[number])
         else:
             self._running[self._actors[number].make.remote(task)] = number, task
 
-    def _result(self, reference: Any) -> str | None:
-        """Return None, or why a call failed; raise when every other one would fail too."""
-        errors = self._ray.exceptions
+    def _finished(self, reference: Any, tasks: Iterator[Task]) -> Iterator[tuple[Task, str | None]]:
+        number, task = self._running.pop(reference)
+        cause = None
         try:
             self._made += self._ray.get(reference)
-        except errors.RayTaskError as error:
-            return cause_of(error.cause, self._job)
-        except errors.ActorDiedError as error:  # for good, though Ray was to start it again
-            raise FgbgError(f"a Ray worker can not start: {error}") from None
-        except errors.RayError:
-            return f"its process died {MAX_DEATHS} times (killed, or out of memory)"
-        return None
+        except self._ray.exceptions.RayTaskError as error:
+            cause = cause_of(error.cause, self._job)
+        except self._ray.exceptions.RayError:  # its process or node died
+            self._load(number)
+            self._deaths[task] += 1
+            if self._deaths[task] < MAX_DEATHS:
+                self._again.append(task)
+            else:
+                yield task, f"its process died {MAX_DEATHS} times (killed, or out of memory)"
+            return
+        self._next(number, tasks)
+        if cause is None:
+            self._await_commit(task)
+        yield task, cause
 
     def _await_commit(self, task: Task) -> None:
         """Check that a shard made elsewhere is to be seen here.
@@ -288,9 +307,7 @@ class _Crew:
             at, made = self._states.get(number, (None, 0))
             rows += made if at == task else 0
             if number not in self._asked.values():
-                ask = self._actors[number].state.options(
-                    concurrency_group="state", max_task_retries=0
-                )
+                ask = self._actors[number].state.options(concurrency_group="state")
                 self._asked[ask.remote()] = number
         self._progress(rows - self._told)
         self._told = rows
