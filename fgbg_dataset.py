@@ -31,7 +31,7 @@ from builder.engine import (
     build_shards,
     load_estimator,
 )
-from builder.errors import FgbgError, PublishError, RecipeError, UnfinishedError
+from builder.errors import FgbgError, OutputError, PublishError, RecipeError, UnfinishedError
 from builder.plan import TRAIN, Plan
 from builder.preview import write_preview
 from builder.publish import publish
@@ -223,15 +223,21 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         Args:
             output_dir: of an interrupted build, whose prepared sources are used again.
             progress: called with 1 after each source file.
+
+        Raises:
+            OutputError: output_dir can not be written; found out before any work.
         """
         if self._project is None:
             config = self.config
+            work = WorkFolder(Path(output_dir).absolute()) if output_dir is not None else None
+            if work and not (work.out / RECIPE_FILE).is_file():
+                work.check_writable()
             self._project = Project.prepare(
                 Path(config.foreground_dir),
                 Path(config.background_dir),
                 config.recipe,
                 skip_bad=config.skip_bad,
-                work=WorkFolder(Path(output_dir).absolute()) if output_dir is not None else None,
+                work=work,
                 earlier=config.earlier,
                 progress=progress,
             )
@@ -280,9 +286,11 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         try:
             if not already_built(out, pinned, file_format):
                 self._build(WorkFolder(out), file_format, options, more, workers, make)
-        except (FgbgError, OSError):
+        except (FgbgError, OSError) as error:
             # Another build may have completed the set, and taken the work folder away.
             if not already_built(out, pinned, file_format):
+                if isinstance(error, OSError):
+                    raise OutputError.of(error, out) from error
                 raise
         if already_built(out, pinned, file_format):
             self._output_dir, self._file_format = str(out), file_format

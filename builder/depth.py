@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from tqdm import tqdm
 
 from builder.errors import DepthModelError
 from builder.model_folder import (
@@ -34,6 +36,10 @@ from builder.untrusted import printable
 if TYPE_CHECKING:
     import torch
 
+    from builder.backends import OpenVinoBackend, TorchBackend
+
+Result = TypeVar("Result")
+
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda", "mps")
 Backend = Literal["auto", "torch", "openvino"]
@@ -46,6 +52,10 @@ MAX_SHIFT = 0.005
 _MM_PER_M = 1000.0
 _MAX_STORED = 65535
 _CPU_BATCH, _GPU_BATCH = 2, 32
+# What libraries say that raise no error of its own for it.
+_NO_MEMORY = re.compile(
+    "out of memory|can't allocate|failed to allocate|not enough memory|bad[_ ]alloc", re.IGNORECASE
+)
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # What `predicted_depth` of a model type is. Depth Anything says it in its config; Depth Pro
@@ -414,6 +424,19 @@ def _load_network(model: DepthModel) -> Any:
     return network.eval()
 
 
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one it comes from, says that memory does not reach."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
+
+
 class DepthEstimator:
     """A depth model ready to run.
 
@@ -424,7 +447,8 @@ class DepthEstimator:
         device: where to run it.
         backend: what runs it; 'auto' is OpenVINO where it is installed and can run the model.
         batch_size: composites at a time; None is 2 on a processor, 32 on a GPU. Smaller calls
-            are filled up to it, so that a record's depth does not depend on its company.
+            are filled up to it, so that a record's depth does not depend on its company. Where
+            memory does not reach it is halved, and stays so.
 
     Raises:
         DepthModelError: the model can not be loaded, or not be run so.
@@ -441,10 +465,7 @@ class DepthEstimator:
     ) -> None:
         import torch
 
-        from builder.backends import OpenVinoBackend, TorchBackend
-        from builder.densedepth import DenseDepthForDepthEstimation
-        from builder.densedepth.tapwise import use_tapwise
-
+        self._model, self._recipe = model, recipe
         self._device = torch.device(pick_device(device))
         self.backend = pick_backend(
             backend, model.info.model_type, recipe.precision, self._device.type
@@ -452,22 +473,65 @@ class DepthEstimator:
         default = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
         self.info, self.batch_size = model.info, batch_size or default
         self._input = cast("int", recipe.depth_input)
-        network = _load_network(model)
+        self._run: OpenVinoBackend | TorchBackend | None = None
+        self._within_memory(self._loaded)
+        self._normalise(_pixel_settings(model.info.model, model.folder))
+
+    def _loaded(self) -> OpenVinoBackend | TorchBackend:
+        """Return what runs the model, loaded once, and for OpenVINO once a batch size."""
+        from builder.backends import OpenVinoBackend, TorchBackend
+        from builder.densedepth import DenseDepthForDepthEstimation
+        from builder.densedepth.tapwise import use_tapwise
+
+        if self._run is not None:
+            return self._run
+        network, precision = _load_network(self._model), self._recipe.precision
         if self._device.type == "cpu" and isinstance(network, DenseDepthForDepthEstimation):
             use_tapwise(network, self._input)
-        self._normalise(_pixel_settings(model.info.model, model.folder))
-        self._run: OpenVinoBackend | TorchBackend
-        if self.backend == "torch":
-            self._run = TorchBackend(network, recipe.precision, self._device)
-            return
         try:
-            with _one_thread():
-                self._run = OpenVinoBackend(network, recipe.precision, self.batch_size, self._input)
+            if self.backend == "torch":
+                self._run = TorchBackend(network, precision, self._device)
+            else:
+                with _one_thread():
+                    self._run = OpenVinoBackend(network, precision, self.batch_size, self._input)
         except RuntimeError as error:
+            advice = "--backend torch" if self.backend == "openvino" else "--device cpu"
             raise DepthModelError(
-                f"OpenVINO can not run depth model {self.info.model!r}: {error}. "
-                "Use --backend torch."
-            ) from error
+                f"{self.backend} can not run depth model {self.info.model!r}: {error}. "
+                f"Use {advice}."
+            ) from (error if self.backend == "openvino" else None)  # torch loads no batch
+        return self._run
+
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        """Do some work, again with half the batch size as long as memory does not reach for it."""
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError, DepthModelError) as error:
+                if not _lacks_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    raise DepthModelError(
+                        f"depth model {self.info.model!r} does not fit into memory at "
+                        f"{self._input}x{self._input} px, even with --batch-size 1. Use fewer "
+                        "--workers, a smaller --depth-input or a smaller model."
+                    ) from error
+            self._halve()  # here, for the error would hold on to what was in memory
+
+    def _halve(self) -> None:
+        import torch
+
+        before, self.batch_size = self.batch_size, self.batch_size // 2
+        tqdm.write(
+            f"Depth model {printable(self.info.model)} does not fit into memory with {before} "
+            f"composites at a time; going on with {self.batch_size}. Begin so with --batch-size "
+            f"{self.batch_size}.",
+            file=sys.stderr,
+        )
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.backend == "openvino":
+            self._run = None  # it is compiled for one batch size
 
     def _normalise(self, settings: dict[str, Any]) -> None:
         """Set `_factor`, `_offset` so that a pixel's input is value * factor + offset."""
@@ -481,11 +545,23 @@ class DepthEstimator:
         """Estimate depth.
 
         Args:
-            images: (B, H, W, 3) uint8, B at most the batch size.
+            images: (B, H, W, 3) uint8; B above the batch size is worked off in parts.
 
         Returns:
             (B, H, W) uint16 in the stored unit (mm for a metric model), 0 where unknown.
+
+        Raises:
+            DepthModelError: the model fails, or does not fit into memory.
         """
+
+        def estimate() -> npt.NDArray[np.uint16]:
+            size = self.batch_size
+            parts = [images[at : at + size] for at in range(0, len(images), size)]
+            return np.concatenate([self._estimate(part) for part in parts])
+
+        return self._within_memory(estimate)
+
+    def _estimate(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
         import torch
 
         count = len(images)
@@ -501,7 +577,7 @@ class DepthEstimator:
 
     def _predict(self, pixels: torch.Tensor) -> torch.Tensor:
         try:
-            outputs = self._run(pixels)
+            outputs = self._loaded()(pixels)
         except (RuntimeError, ValueError) as error:
             raise DepthModelError(
                 f"depth model {self.info.model!r} fails on {len(pixels)} pictures of "

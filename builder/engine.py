@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from builder.claims import Owner, Presence
 from builder.depth import Backend, DepthEstimator, DepthModel, Device, pick_device
-from builder.errors import BuildFailedError, FgbgError, OutputError
+from builder.errors import BuildFailedError, FgbgError, OutputError, is_hopeless
 from builder.plan import Plan
 from builder.recipe import Recipe
 from builder.render import Renderer
@@ -45,9 +44,6 @@ MAX_DEATHS = 3
 POLL_SECONDS = 0.2
 _AMPLE_BYTES = 6 * 2**30  # more than a worker with a large depth model takes on a processor
 
-# A write that fails for one of these fails for every shard: stop at once and say so.
-_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-
 EngineName = Literal["local", "ray"]
 ENGINES: tuple[EngineName, ...] = ("local", "ray")
 
@@ -61,12 +57,13 @@ class BuildOptions:
 
     None of it changes a record, but for the rounding of depth by `device`, `backend` and
     `batch_size`, inside what the recipe's precision leaves open. `batch_size` None is 2 on a
-    processor and 32 on a GPU. `license` is the Hub's identifier of the terms the set is given out
-    under, for its card. `engine` is what runs the workers: processes of this machine, or a Ray
-    cluster, at `address` or of this machine alone; `num_gpus_per_worker` None is 1 where there
-    are GPUs and a depth model. `resume` is the command told to a user when a build fails.
-    `shard_range` leaves the rest of the shards to other builds of the same set. `claim_expiry_s`
-    is how long, in seconds, one of them may be silent before its shards are taken over.
+    processor and 32 on a GPU; it is halved where memory does not reach. `license` is the Hub's
+    identifier of the terms the set is given out under, for its card. `engine` is what runs the
+    workers: processes of this machine, or a Ray cluster, at `address` or of this machine alone;
+    `num_gpus_per_worker` None is 1 where there are GPUs and a depth model. `resume` is the command
+    told to a user when a build fails. `shard_range` leaves the rest of the shards to other builds
+    of the same set. `claim_expiry_s` is how long, in seconds, one of them may be silent before its
+    shards are taken over.
     """
 
     device: Device = "auto"
@@ -270,11 +267,8 @@ def cause_of(error: BaseException, job: Job) -> str:
     """Return why a shard failed; raise when every other one would fail too."""
     if isinstance(error, FgbgError):
         raise error
-    if isinstance(error, OSError) and error.errno in _HOPELESS:
-        raise OutputError(
-            f"{job.out} can not be written: {error.strerror}. Finished shards are kept; run the "
-            "same command again when this is mended."
-        ) from error
+    if isinstance(error, OSError) and is_hopeless(error):
+        raise OutputError.of(error, job.out) from error
     return f"{type(error).__name__}: {error}"
 
 

@@ -16,8 +16,20 @@ FgbgError                 exit code 2: the input is wrong, nothing was done
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+# What to do about a write that fails, and would for every other file, by `OSError.errno`.
+_REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have the quota raised",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "allow writing there",
+    errno.EPERM: "allow writing there",
+}
 
 
 class FgbgError(Exception):
@@ -66,6 +78,43 @@ class OutputError(FgbgError):
     """The output folder can not be used or written."""
 
     exit_code = 1
+
+    @classmethod
+    def of(cls, error: OSError, out: Path) -> OutputError:
+        """Return what a failed write means: which path, what is wrong, what to do.
+
+        Args:
+            out: what is being built; told where the error names nothing outside its folder.
+        """
+        found = _first_cause(error)
+        number = found.errno
+        folder = next((path for path in out.parents if path.is_dir()), None)
+        if number is None and folder and shutil.disk_usage(folder).free == 0:
+            number = errno.ENOSPC  # `datasets` looks at the room itself, and tells it its own way
+        reason = os.strerror(number) if number in _REMEDIES else found.strerror or str(found)
+        path = Path(os.fsdecode(found.filename)) if found.filename else out
+        if path.is_relative_to(out.parent):
+            path = out  # and not a hidden file beside it
+        remedy = _REMEDIES.get(number or 0, "mend this")
+        return cls(
+            f"{path} can not be written: {reason}. Finished shards are kept: {remedy} and run the "
+            "same command again."
+        )
+
+
+def is_hopeless(error: BaseException | None) -> bool:
+    """Whether a write failed for a reason that every other one would fail for, too."""
+    return isinstance(error, OSError) and _first_cause(error).errno in _REMEDIES
+
+
+def _first_cause(error: OSError) -> OSError:
+    """Return the error whose number tells what happened; libraries wrap it in one without."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in _REMEDIES:
+            return found
+        found = found.__cause__ or found.__context__
+    return error
 
 
 class NotABuildError(FgbgError):

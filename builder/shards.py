@@ -8,12 +8,13 @@ builds made the same shard and rounded depth differently.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -149,7 +150,7 @@ def write_shard(
             statistics=statistics.to_json(),
         )
         _rename(temporary, folder / stored_name(name, commit.sha256, file_format))
-    write_text(folder / f"{name}.json", json.dumps(vars(commit)))
+    write_text(folder / f"{name}.json", sealed(vars(commit)))
     return commit
 
 
@@ -287,11 +288,22 @@ def create_bytes(path: Path, content: bytes) -> bool:
             return temporary.stat().st_nlink > 1
         except OSError:  # no hard links: not there whole at once, but still there once
             try:
-                with path.open("xb") as file:
+                with path.open("xb") as file, _whole_or_gone(path):
                     file.write(content)
+                    file.flush()
             except FileExistsError:
                 return False
         return True
+
+
+@contextmanager
+def _whole_or_gone(path: Path) -> Iterator[None]:
+    """Delete a new file that could not be written: half a claim is one of nobody."""
+    try:
+        yield
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -322,11 +334,21 @@ def _rename(temporary: Path, path: Path) -> None:
         os.close(directory)
 
 
+def sealed(content: Mapping[str, Any]) -> str:
+    """Return JSON that holds its own sha256: a flipped bit in a number is a number, too."""
+    return json.dumps({**content, "sealed": _digest(content)})
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def read_commit(folder: Path, name: str) -> Commit | None:
-    """Return a shard's commit record; None when the shard is not done."""
+    """Return a shard's commit record; None when it is damaged, or the shard is not done."""
     try:
-        return Commit(**parse_json(read_text(folder / f"{name}.json", _MAX_COMMIT_BYTES)))
-    except (OSError, ValueError, TypeError):
+        content = parse_json(read_text(folder / f"{name}.json", _MAX_COMMIT_BYTES))
+        return Commit(**content) if content.pop("sealed") == _digest(content) else None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
 
 
@@ -348,9 +370,3 @@ def _has_statistics(commit: Commit) -> bool:
         return Statistics.from_json(commit.statistics).rows == commit.rows
     except ValueError:
         return False
-
-
-def clear_temporary(folder: Path) -> None:
-    """Delete what killed writers left behind."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)

@@ -18,16 +18,17 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from builder.claims import Presence
+from builder.claims import Owner, Presence
 from builder.depth import DepthModel, locate_model
 from builder.errors import (
     BadSourcesError,
@@ -298,15 +299,42 @@ class WorkFolder:
             self._check_version()
             self.shards.mkdir(exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.out.parent} can not be written: {error}.") from None
+            raise OutputError.of(error, self.out) from None
+        presence = Presence(self.path, fingerprint, expiry_s)
         try:
-            with Presence(self.path, fingerprint, expiry_s) as presence:
+            with presence:
                 yield presence
         finally:
+            with suppress(OSError):
+                self._clear_temporary(presence)  # of workers that were ended
             if (self.out / RECIPE_FILE).is_file():
                 held = self.held()
                 if held is None or is_complete(self.out, held):
                     shutil.rmtree(self.path, ignore_errors=True)
+
+    def _clear_temporary(self, presence: Presence) -> list[Owner | None]:
+        """Delete what killed writers left behind, if no others are at work; return those."""
+        temporary = list(self.shards.glob(".*.tmp"))
+        others = presence.look()  # after the listing: one that enters now writes none of these
+        if not others:
+            for path in temporary:
+                with suppress(OSError):
+                    path.unlink()
+        return others
+
+    def check_writable(self) -> None:
+        """Find out before any work whether a build can be written here.
+
+        Raises:
+            OutputError: it can not.
+        """
+        try:
+            folder = next(path for path in (self.path, *self.path.parents) if path.exists())
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"?")
+        except OSError as error:
+            error.filename = None  # of the file that was tried, in some folder above
+            raise OutputError.of(error, self.out) from None
 
     def _check_version(self) -> None:
         from builder import __version__  # not above: this room is imported there
@@ -337,11 +365,7 @@ class WorkFolder:
             RecipeMismatchError: a build of another recipe has finished shards here, or is at work.
         """
         mine, text = project.pinned.fingerprint, project.pinned.to_json()
-        temporary = list(self.shards.glob(".*.tmp"))
-        others, held = presence.look(), self.held()
-        if not others:  # else they may be writing some of these
-            for path in temporary:
-                path.unlink(missing_ok=True)
+        others, held = self._clear_temporary(presence), self.held()
         if held and held.fingerprint != mine:
             begun = any(self.shards.glob("*.json"))  # or there is nothing that could be lost
             if begun or any(other is None or other.fingerprint != mine for other in others):

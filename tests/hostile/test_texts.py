@@ -22,7 +22,7 @@ from builder.card import write_card
 from builder.errors import BadSourcesError, NotABuildError, OutputError, RecipeError
 from builder.preview import write_preview
 from builder.recipe import Recipe, load_recipe
-from builder.shards import is_done, read_sources, stored_name
+from builder.shards import is_done, read_sources, sealed, stored_name
 from builder.sources import prepare, sha256_file
 from builder.work import STATISTICS_FILE, WorkFolder, build_status, read_recipe
 from fgbg_dataset import FgbgDataset
@@ -282,6 +282,16 @@ def statistics_with(change: Callable[[Any], object]) -> Callable[[Path], None]:
     return spoil
 
 
+def commit_with(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        content = json.loads(path.read_text())
+        del content["sealed"]
+        change(content)
+        path.write_text(sealed(content))
+
+    return spoil
+
+
 def tally(content: Any, kind: str = "mask_px") -> Any:
     return content["splits"]["train"]["statistics"]["tallies"][kind]
 
@@ -422,19 +432,17 @@ def work(copied: Path, tmp_path: Path) -> WorkFolder:
         "fingerprint": held.fingerprint,
         "statistics": content["splits"]["train"]["statistics"],
     }
-    (folder.shards / f"{shard.stem}.json").write_text(json.dumps(commit))
+    (folder.shards / f"{shard.stem}.json").write_text(sealed(commit))
     return folder
 
 
 COMMITS: dict[str, Callable[[Path], None]] = {
-    "no statistics": statistics_with(lambda c: c.update(statistics={})),
-    "statistics are text": statistics_with(lambda c: c.update(statistics="x")),
-    "many levels": statistics_with(
-        lambda c: c["statistics"]["tallies"]["depth"].update(levels=10**13)
-    ),
-    "other rows": statistics_with(lambda c: c.update(rows=1)),
-    "rows are text": statistics_with(lambda c: c.update(rows="x")),
-    "more": statistics_with(lambda c: c.update(code="import os")),
+    "no statistics": commit_with(lambda c: c.update(statistics={})),
+    "statistics are text": commit_with(lambda c: c.update(statistics="x")),
+    "many levels": commit_with(lambda c: c["statistics"]["tallies"]["depth"].update(levels=10**13)),
+    "other rows": commit_with(lambda c: c.update(rows=1)),
+    "rows are text": commit_with(lambda c: c.update(rows="x")),
+    "more": commit_with(lambda c: c.update(code="import os")),
     "nested": lambda path: path.write_text("[" * 10**5) and None,
     "nan": lambda path: path.write_text('{"rows": NaN}') and None,
     "endless": endless,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from builder.errors import (
     RecipeError,
     RecipeMismatchError,
     UnfinishedError,
+    is_hopeless,
 )
 
 ONE_OF_EACH = [
@@ -109,3 +112,25 @@ def test_the_module_docstring_draws_every_error() -> None:
     assert len(classes) == len(ONE_OF_EACH) + 1
     for cls in classes:
         assert cls.__name__ in (errors.__doc__ or "")
+
+
+def test_a_failed_write_tells_path_cause_and_remedy_however_it_is_wrapped(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    hidden = tmp_path / ".set.fgbg" / "shards" / ".x.tmp"
+    for number, remedy in (
+        (errno.EDQUOT, "make room there, or have the quota raised"),
+        (errno.EPERM, "allow writing there"),
+    ):
+        cause = OSError(number, os.strerror(number), str(hidden))
+        wrapped = OSError("Cannot find data file.")
+        wrapped.__context__ = cause  # as `datasets` raises it, from None
+        for error in (cause, wrapped):
+            assert is_hopeless(error)
+            assert str(OutputError.of(error, out)) == (
+                f"{out} can not be written: {os.strerror(number)}. Finished shards are kept: "
+                f"{remedy} and run the same command again."
+            )
+    elsewhere = OSError(errno.ENOSPC, "x", "/elsewhere/cache")
+    assert str(OutputError.of(elsewhere, out)).startswith("/elsewhere/cache can not be written: No")
+    assert not is_hopeless(OSError(errno.EIO, "I/O error"))
+    assert not is_hopeless(ValueError("No space left on device"))

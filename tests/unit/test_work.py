@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,66 @@ def test_finish_names_the_command_of_the_whole(begun: WorkFolder) -> None:
         finish_build(begun.out, options=BuildOptions(progress=False))
     assert caught.value.command == "fgbg build fg bg out --size 48"
     assert len(caught.value.missing) == 5
+
+
+def changed(folder: Path) -> str:
+    (folder / "blob1.png").write_bytes((folder / "blob0.png").read_bytes())
+    return "foregrounds: the file of blob1 has changed"
+
+
+def removed(folder: Path) -> str:
+    (folder / "blob1.png").unlink()
+    return "foregrounds: blob1 is gone"
+
+
+def added(folder: Path) -> str:
+    (folder / "blob9.png").write_bytes((folder / "blob0.png").read_bytes())
+    return "foregrounds: blob9 is new"
+
+
+@pytest.mark.parametrize("change", [changed, removed, added])
+@pytest.mark.parametrize("part", ["1/2", None], ids=["interrupted", "finished"])
+def test_sources_that_are_others_than_before_are_named(
+    sources: tuple[Path, Path], tmp_path: Path, part: str | None, change: Callable[[Path], str]
+) -> None:
+    foregrounds, out = tmp_path / "fg", tmp_path / "out" / "set"
+    shutil.copytree(sources[0], foregrounds)
+    (foregrounds / "credits.csv").unlink()
+    build((foregrounds, sources[1]), out, part)
+    before = files_of(out.parent)
+    difference = change(foregrounds)
+    with pytest.raises(RecipeMismatchError) as caught:
+        build((foregrounds, sources[1]), out)
+    assert difference in caught.value.differences
+    assert files_of(out.parent) == before
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flipped, truncated, Path.unlink])
+@pytest.mark.parametrize("which", ["*.parquet", "*.json"], ids=["shard", "record"])
+def test_a_damaged_shard_or_commit_record_is_made_again(
+    sources: tuple[Path, Path],
+    begun: WorkFolder,
+    undisturbed: dict[str, str],
+    which: str,
+    damage: Callable[[Path], object],
+) -> None:
+    kept, damaged = sorted(begun.shards.glob(which))[:2]
+    name = kept.name.split(".")[0]
+    inode = next(begun.shards.glob(f"{name}.*.parquet")).stat().st_ino
+    damage(damaged)
+    build(sources, begun.out)
+    assert files_of(begun.out) == undisturbed
+    assert (begun.out / "data" / f"{name}.parquet").stat().st_ino == inode  # not made again
 
 
 def test_a_ledger_hashes_each_file_once_and_reads_no_statistics_twice(
