@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,8 +87,7 @@ class OutputError(FgbgError):
         """
         found = _first_cause(error)
         number = found.errno
-        folder = next((path for path in out.parents if path.is_dir()), None)
-        if number is None and folder and shutil.disk_usage(folder).free == 0:
+        if number is None and str(found).startswith("Not enough disk space"):
             number = errno.ENOSPC  # `datasets` looks at the room itself, and tells it its own way
         reason = os.strerror(number) if number in _REMEDIES else found.strerror or str(found)
         path = Path(os.fsdecode(found.filename)) if found.filename else out
