@@ -15,6 +15,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from builder.engine import (
 )
 from builder.errors import FgbgError, OutputError, PublishError, RecipeError, UnfinishedError
 from builder.plan import TRAIN, Plan
-from builder.preview import write_preview
+from builder.preview import TABLE_RECORDS, write_preview
 from builder.publish import publish
 from builder.reading import RecordReader
 from builder.recipe import PinnedRecipe, Recipe
@@ -42,6 +43,7 @@ from builder.schema import features, record_columns
 from builder.shards import Encoder, FileFormat
 from builder.sources import SourceBank, scan
 from builder.stats import Tally
+from builder.store import Place, StorePath, local_folder, place
 from builder.streaming import RecordsIterable, Unit, units_of
 from builder.work import (
     FINISH,
@@ -52,13 +54,13 @@ from builder.work import (
     WorkFolder,
     already_built,
     data_glob,
-    link_or_copy,
     read_recipe,
     write_metadata,
 )
 
 # Composites that stand for a set not yet built, when a reader needs its mean and std.
 _SAMPLED_RECORDS = 2048
+_TRANSFERS = 8  # files of a set that are put in their places at once
 
 _ENGINES: dict[EngineName, Engine] = {
     "local": engine.map_shards,
@@ -148,7 +150,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
 
     Args:
         foreground_dir: cut-outs with an alpha channel; PNG, WebP or TIFF.
-        background_dir: photographs; JPEG, PNG, WebP, TIFF or BMP.
+        background_dir: photographs; JPEG, PNG, WebP, TIFF or BMP. Either may be an address, such
+            as s3://bucket/photographs; its files are fetched to the cache.
         recipe: a whole recipe; or give its fields as keyword arguments (`placements=5`).
         skip_bad: go on without files that can not be used.
         earlier: a set whose sources keep their places, splits and record ids; new files make
@@ -166,8 +169,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
 
     def __init__(
         self,
-        foreground_dir: str | os.PathLike[str],
-        background_dir: str | os.PathLike[str],
+        foreground_dir: str | os.PathLike[str] | StorePath,
+        background_dir: str | os.PathLike[str] | StorePath,
         *,
         recipe: Recipe | None = None,
         skip_bad: bool = False,
@@ -184,8 +187,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         self._renderers: dict[bool, tuple[Renderer, Encoder]] = {}
         super().__init__(
             cache_dir=cache_dir,
-            foreground_dir=os.fspath(foreground_dir),
-            background_dir=os.fspath(background_dir),
+            foreground_dir=os.fspath(local_folder(foreground_dir)),
+            background_dir=os.fspath(local_folder(background_dir)),
             recipe=recipe or Recipe.from_dict({**default, **chosen}),
             skip_bad=skip_bad,
             earlier=earlier,
@@ -215,7 +218,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
 
     def prepare(
         self,
-        output_dir: str | os.PathLike[str] | None,
+        output_dir: str | os.PathLike[str] | StorePath | None,
         progress: Callable[[int], object] | None = None,
     ) -> Project:
         """Check and prepare the sources once; see `project`.
@@ -229,7 +232,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         """
         if self._project is None:
             config = self.config
-            work = WorkFolder(Path(output_dir).absolute()) if output_dir is not None else None
+            work = WorkFolder(place(output_dir).absolute()) if output_dir is not None else None
             if work and not (work.out / RECIPE_FILE).is_file():
                 work.check_writable()
             self._project = Project.prepare(
@@ -245,7 +248,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
 
     def download_and_prepare(
         self,
-        output_dir: str | os.PathLike[str] | None = None,
+        output_dir: str | os.PathLike[str] | StorePath | None = None,
         *,
         file_format: FileFormat = "arrow",
         num_proc: int | None = None,
@@ -255,7 +258,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         """Build the set, or go on with an interrupted build of it.
 
         Args:
-            output_dir: where it will be, whole or not at all; the `datasets` cache by default.
+            output_dir: where it will be, whole or not at all; the `datasets` cache by default. May
+                be an address, such as s3://bucket/sets/mine.
             file_format: `parquet` is what gets published, `arrow` what `as_dataset` maps fastest.
             num_proc: worker processes; by default one a core, or one for a GPU; on Ray as many
                 as the cluster has room for.
@@ -269,13 +273,13 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             BuildFailedError: some shards failed; the same call resumes.
             OutputError: output_dir can not be written.
         """
-        out = Path(output_dir if output_dir is not None else self._cache_dir).absolute()
+        out = place(output_dir if output_dir is not None else self._cache_dir).absolute()
         self.prepare(out)
         self._complete(out, file_format, options or BuildOptions(), kwargs, num_proc)
 
     def _complete(
         self,
-        out: Path,
+        out: Place,
         file_format: FileFormat,
         options: BuildOptions,
         more: dict[str, Any],
@@ -334,16 +338,16 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                     if options.shard_range:
                         return  # another's shard is damaged, and so not finished
                     continue
-                built = work.new_folder()
-                super().download_and_prepare(
-                    str(built),
-                    file_format=file_format,
-                    work=work,
-                    ledger=ledger,
-                    options=options,
-                    **more,
-                )
-                work.publish(built)
+                with work.new_folder() as built:
+                    super().download_and_prepare(
+                        str(built),
+                        file_format=file_format,
+                        work=work,
+                        ledger=ledger,
+                        options=options,
+                        **more,
+                    )
+                    work.publish(built)
 
     def _download_and_prepare(
         self,
@@ -377,10 +381,12 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
     ) -> None:
         """Place the finished shards of a split, as links, where `datasets` looks for them."""
         split, info = finished[split_generator.name], split_generator.split_info
+        built, start, files = Path(self._output_dir), 0, []
         for name, shard in zip(split.stored, split.shards, strict=True):
-            target = Path(self._output_dir) / shard["file"]
-            target.parent.mkdir(exist_ok=True)
-            link_or_copy(work.shards / name, target)
+            files.append((name, built, shard["file"], start < TABLE_RECORDS))
+            start += shard["rows"]
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            list(pool.map(lambda one: work.put_shard(*one), files))
         info.num_examples = split.statistics.rows
         info.num_bytes = sum(shard["size_bytes"] for shard in split.shards)
         if len(split.shards) > 1:
@@ -444,7 +450,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         Its mean and std are exact where the set is built; else they are those of 2048 composites
         of the train split, before encoding.
         """
-        folder = Path(self._output_dir)
+        folder = place(self._output_dir)
         if (folder / RECIPE_FILE).is_file():
             return RecordReader.of(folder)
         tally = Tally(256, 3)
@@ -505,19 +511,19 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         return self._renderers[with_depth]
 
 
-def earlier_set(output_dir: str | os.PathLike[str]) -> PinnedRecipe:
+def earlier_set(output_dir: str | os.PathLike[str] | StorePath) -> PinnedRecipe:
     """Return a finished set as what `FgbgDataset(..., earlier=...)` extends.
 
     Raises:
         NotABuildError: there is none.
     """
-    out = Path(output_dir).absolute()
+    out = place(output_dir).absolute()
     WorkFolder(out).restore()
     return read_recipe(out)
 
 
 def finish_build(
-    output_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str] | StorePath,
     *,
     file_format: FileFormat = "parquet",
     options: BuildOptions | None = None,
@@ -528,7 +534,7 @@ def finish_build(
         UnfinishedError: shards are missing or damaged; names them.
         NotABuildError: no build was begun there.
     """
-    out = Path(output_dir).absolute()
+    out = place(output_dir).absolute()
     WorkFolder(out).restore()
     project, folder = Project.begun(out)
     builder = FgbgDataset(

@@ -32,6 +32,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from builder.shards import create_bytes, write_bytes
+from builder.store import Place
 from builder.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Presence:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         fingerprint: str,
         expiry_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
@@ -129,7 +130,7 @@ class Presence:
         self.owner = Owner.here(fingerprint)
         self._owners, self._claims = folder / "owners", folder / "claims"
         self._expiry_s, self._clock = expiry_s, clock
-        self._seen: dict[Path, tuple[bytes, float]] = {}
+        self._seen: dict[Place, tuple[bytes, float]] = {}
         self._held: dict[str, int] = {}
         self._beats = 0
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -156,7 +157,7 @@ class Presence:
         self._delete(self._path)
 
     @property
-    def _path(self) -> Path:
+    def _path(self) -> Place:
         return self._owners / self.owner.build
 
     def _live(self) -> None:
@@ -221,13 +222,13 @@ class Presence:
             found = Owner.read(content)
         raise AssertionError
 
-    def _is_given_up(self, path: Path, content: bytes) -> bool:
+    def _is_given_up(self, path: Place, content: bytes) -> bool:
         owner = Owner.read(content)
         if owner is None:  # died while writing it, on a file system without hard links
             return self._is_silent(path, content)
         return owner.is_gone() or not (self._owners / owner.build).exists()
 
-    def _is_silent(self, path: Path, content: bytes) -> bool:
+    def _is_silent(self, path: Place, content: bytes) -> bool:
         """Whether a file has kept its content for longer than a build may be silent."""
         now = self._clock()
         with self._lock:
@@ -238,7 +239,7 @@ class Presence:
         return now - since >= self._expiry_s
 
     @staticmethod
-    def _read(path: Path) -> bytes | None:
+    def _read(path: Place) -> bytes | None:
         try:
             with path.open("rb") as file:
                 return file.read(_MOST_BYTES)
@@ -246,6 +247,6 @@ class Presence:
             return None
 
     @staticmethod
-    def _delete(path: Path) -> None:
+    def _delete(path: Place) -> None:
         with suppress(OSError):  # deleted already, or the next one will see it
             path.unlink()

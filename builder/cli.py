@@ -29,6 +29,7 @@ from builder.recipe import (
     meaning,
 )
 from builder.sources import demo_folders
+from builder.store import Place, StorePath, place
 from builder.untrusted import printable
 
 Command = Callable[..., Any]
@@ -42,6 +43,16 @@ _TYPES: dict[str, type] = {
 }
 _MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in fields(Recipe)]
+
+
+def _local(path: str) -> Place:
+    """Return a folder of this machine."""
+    if isinstance(out := place(path), StorePath):
+        raise FgbgError(
+            f"{out} lies on a store, and this needs a folder of this machine; fetch it first, for "
+            "example with `aws s3 sync`."
+        )
+    return out
 
 
 class _Terminated(BaseException):
@@ -165,7 +176,9 @@ def _chosen_recipe(
     return replace(recipe, **given), pinned
 
 
-def _folders(paths: tuple[str, ...], demo: bool, with_out: bool) -> tuple[Path, Path, Path | None]:
+def _folders(
+    paths: tuple[str, ...], demo: bool, with_out: bool
+) -> tuple[Place, Place, Place | None]:
     """Split the positional paths into the two source folders and OUT."""
     wanted = [] if demo else ["FOREGROUNDS", "BACKGROUNDS"]
     names = [*wanted, "OUT"]
@@ -176,7 +189,9 @@ def _folders(paths: tuple[str, ...], demo: bool, with_out: bool) -> tuple[Path, 
             f"{' with --demo' if demo else ''}, got {len(paths)} "
             f"{'path' if len(paths) == 1 else 'paths'}."
         )
-    folders = [Path(path) for path in paths]
+    folders = [place(path) for path in paths]
+    foregrounds: Place
+    backgrounds: Place
     foregrounds, backgrounds = demo_folders() if demo else (folders[0], folders[1])
     return foregrounds, backgrounds, folders[-1] if len(paths) == len(names) else None
 
@@ -256,6 +271,11 @@ def build(
         resume=shlex.join(["fgbg", *sys.argv[1:]]),
         shard_range=None if finish else _shard_range(shard_range, say),
     )
+    if isinstance(out, StorePath) and not out.probe():
+        say(
+            f"{out.scheme}:// can not create an object unless it exists: run one build of {out} at "
+            "a time."
+        )
     if finish:
         from fgbg_dataset import finish_build
 
@@ -265,6 +285,7 @@ def build(
     recipe, pinned = _chosen_recipe(ctx, recipe_file, values)
     earlier = pinned if pinned and pinned.stages else None
     if extend:
+        _local(str(out))
         from fgbg_dataset import earlier_set
 
         earlier = earlier_set(out)
@@ -306,7 +327,7 @@ def _shard_range(text: str | None, say: Callable[[str], None]) -> Any:
     return part
 
 
-def _report_build(out: Path, dataset: Any, began: float, as_json: bool, quiet: bool) -> None:
+def _report_build(out: Place, dataset: Any, began: float, as_json: bool, quiet: bool) -> None:
     from builder.work import build_status
 
     project, state = dataset.project, build_status(out)
@@ -335,8 +356,8 @@ def _report_build(out: Path, dataset: Any, began: float, as_json: bool, quiet: b
 
 
 def _dataset(
-    foregrounds: Path,
-    backgrounds: Path,
+    foregrounds: Place,
+    backgrounds: Place,
     recipe: Recipe,
     skip_bad: bool,
     earlier: PinnedRecipe | None = None,
@@ -380,13 +401,16 @@ def _report_sources(project: Any, say: Callable[[str], None]) -> None:
         )
 
 
-def _tell_result(out: Path, result: dict[str, Any]) -> None:
+def _tell_result(out: Place, result: dict[str, Any]) -> None:
     splits = ", ".join(f"{name} {records}" for name, records in result["splits"].items())
     shown = printable(str(out))
     click.echo(f"{result['records']} records in {shown} ({splits}), {_size(result['size_bytes'])}.")
     click.echo(f"  card     {shown}/README.md")
     click.echo(f"  samples  {shown}/assets/samples.png, {shown}/assets/preview.html")
-    click.echo(f'  use      load_dataset("{shown}", split="train")')
+    if isinstance(out, StorePath):
+        click.echo(f'  use      load_dataset("parquet", data_files="{shown}/data/train-*")')
+    else:
+        click.echo(f'  use      load_dataset("{shown}", split="train")')
 
 
 def _size(size_bytes: float) -> str:
@@ -452,9 +476,9 @@ def _duration(seconds: float) -> str:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=place)
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
-def status(out: Path, as_json: bool) -> None:
+def status(out: Place, as_json: bool) -> None:
     """Say how far the build of OUT is."""
     from builder.work import build_status
 
@@ -473,7 +497,7 @@ def status(out: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_local)
 @click.option("--license", "license_", help="licence of the set, such as cc-by-4.0")
 @click.option("--title", help="heading of the card")
 def card(out: Path, license_: str | None, title: str | None) -> None:
@@ -484,7 +508,7 @@ def card(out: Path, license_: str | None, title: str | None) -> None:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_local)
 def preview(out: Path) -> None:
     """Make the sample sheet and the preview page of the finished build OUT again."""
     from builder.preview import write_preview
@@ -533,7 +557,7 @@ def verify_(
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_local)
 @click.argument("repo_id")
 @click.option("--private", is_flag=True, help="make a new repository private")
 @click.option("--revision", help="branch to push to, made if it is missing  [default: main]")

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing.connection import wait as wait_for_any
-from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -37,6 +36,7 @@ from builder.resources import (
 )
 from builder.shards import FileFormat, read_sources, write_shard
 from builder.sources import SourceBank
+from builder.store import Place
 from builder.untrusted import printable
 from builder.work import Ledger, Project, WorkFolder, read_recipe
 
@@ -83,7 +83,7 @@ class BuildOptions:
 class Job:
     """What a worker needs to make any shard of a set."""
 
-    out: Path
+    out: Place
     file_format: FileFormat
     model: DepthModel | None
     options: BuildOptions

@@ -60,7 +60,7 @@ class RecipeError(FgbgError):
 class RecipeMismatchError(FgbgError):
     """The output folder holds (part of) a set made from another recipe or other sources."""
 
-    def __init__(self, out: Path | str, differences: Sequence[str]) -> None:
+    def __init__(self, out: object, differences: Sequence[str]) -> None:
         self.out, self.differences = str(out), list(differences)
         lines = "\n".join(f"  {difference}" for difference in self.differences)
         super().__init__(
@@ -79,12 +79,17 @@ class OutputError(FgbgError):
     exit_code = 1
 
     @classmethod
-    def of(cls, error: OSError, out: Path) -> OutputError:
+    def of(cls, error: OSError, out: object) -> OutputError:
         """Return what a failed write means: which path, what is wrong, what to do.
 
         Args:
             out: what is being built; told where the error names nothing outside its folder.
         """
+        if not isinstance(out, Path):  # on a store, whose errors are told whole
+            return cls(
+                f"{error.filename or out} can not be written: {error.strerror or error}. Finished "
+                "shards are kept: mend this and run the same command again."
+            )
         found = _first_cause(error)
         number = found.errno
         if number is None and str(found).startswith("Not enough disk space"):
@@ -124,7 +129,7 @@ class UnfinishedError(FgbgError):
 
     exit_code = 1
 
-    def __init__(self, out: Path | str, missing: Sequence[str], command: str) -> None:
+    def __init__(self, out: object, missing: Sequence[str], command: str) -> None:
         self.out, self.missing, self.command = str(out), list(missing), command
         count = "1 shard is" if len(missing) == 1 else f"{len(missing)} shards are"
         listed = ", ".join(self.missing[:10])

@@ -25,6 +25,7 @@ from builder.errors import FgbgError, NotABuildError
 from builder.preview import TABLE_FILE
 from builder.schema import Column, features
 from builder.shards import FileFormat
+from builder.store import StorePath, place
 from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, built_format
 
 if TYPE_CHECKING:
@@ -126,16 +127,58 @@ class Repo:
             yield file
 
 
+class Stored:
+    """A built folder on a store: its small files in a temporary folder, its shards one by one."""
+
+    is_local = True  # every shard is looked into: no store states a sha256
+    revision: str | None = None
+
+    def __init__(self, where: StorePath, root: Path) -> None:
+        self.name, self.root, self._where = str(where), root, where
+        found = {name: File(int(info["size"])) for name, info in where.files().items()}
+        if RECIPE_FILE not in found:
+            raise NotABuildError(f"{where} is not a finished build of fgbg: no {RECIPE_FILE}.")
+        sources = (f"{kind}/{SOURCES_FILE}" for kind in ("foregrounds", "backgrounds"))
+        for name in (*MAX_BYTES, *sources, TABLE_FILE):
+            if name in found and found[name].size_bytes <= MAX_BYTES.get(name, math.inf):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (where / name).download(root / name)
+        if any(name.startswith("data/") for name in found):
+            (root / "data").mkdir()
+        self.file_format: FileFormat = built_format(root)
+        self.files = {
+            name: file
+            for name, file in found.items()
+            if name.startswith("data/") or (name.endswith(".arrow") and "/" not in name)
+        }
+
+    @contextmanager
+    def opened(self, name: str, whole: bool) -> Iterator[Path | BinaryIO]:
+        """Give a shard as a temporary file."""
+        with tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder:
+            path = Path(folder) / "shard"
+            (self._where / name).download(path)
+            yield path
+
+
 @contextmanager
 def open_place(
     target: str | Path, revision: str | None, token: str | None
-) -> Iterator[Folder | Repo]:
+) -> Iterator[Folder | Repo | Stored]:
     """Find a finished set.
 
     Raises:
         NotABuildError: the target is neither a finished build nor a repository that holds one.
         FgbgError: the Hub can not be read; raised from within the block too.
     """
+    where = place(target)
+    if isinstance(where, StorePath):
+        if revision is not None:
+            raise FgbgError(f"{target} is a folder on a store; revision is for a set on the Hub.")
+        with tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder:
+            (root := Path(folder) / where.name).mkdir()  # the card tells the name
+            yield Stored(where, root)
+        return
     path = Path(target)
     if path.exists() or isinstance(target, Path) or not _REPO_ID.fullmatch(target):
         if not path.is_dir():

@@ -26,6 +26,7 @@ from builder.plan import TRAIN
 from builder.recipe import PinnedRecipe
 from builder.schema import IMAGE_COLUMNS
 from builder.stats import Statistics, Tally
+from builder.store import StorePath, place
 from builder.untrusted import parse_json, read_text
 from builder.work import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
 
@@ -60,7 +61,7 @@ class RecordReader:
     @classmethod
     def of(
         cls,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | StorePath,
         *,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -70,7 +71,8 @@ class RecordReader:
         Mean and std are exact: over all pixels of the train split as decoded.
 
         Args:
-            source: the folder, or a repo id; of a set on the Hub two small files are fetched.
+            source: the folder, on this machine or a store, or a repo id; of a set on the Hub two
+                small files are fetched.
             revision: of the repo.
             token: as everywhere in huggingface_hub.
 
@@ -78,9 +80,9 @@ class RecordReader:
             NotABuildError: it is not a set made by fgbg, or not a whole one.
             FgbgError: the Hub can not be reached, or has no such repo for this token.
         """
-        folder = Path(source)
-        if not folder.is_dir():
-            folder = _fetch(os.fspath(source), revision, token)
+        folder = place(source)
+        if isinstance(folder, Path) and not folder.is_dir():
+            folder = _fetch(str(source), revision, token)
         pinned = read_recipe(folder)
         try:
             content = parse_json(read_text(folder / STATISTICS_FILE, MAX_STATISTICS_BYTES))

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import struct
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from builder.render import Record
 from builder.schema import IMAGE_COLUMNS, SOURCE_COLUMNS, Column, features, record_columns
 from builder.sources import Source, sha256_file
 from builder.stats import Statistics
+from builder.store import Place, StorePath
 from builder.untrusted import parse_json, printable, read_text
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def _in_background(
 
 
 def write_shard(
-    folder: Path,
+    folder: Place,
     name: str,
     file_format: FileFormat,
     pinned: PinnedRecipe,
@@ -215,7 +217,7 @@ def _metadata(pinned: PinnedRecipe) -> dict[bytes, bytes]:
     return {b"fgbg": json.dumps(content).encode()}
 
 
-def write_sources(path: Path, sources: Iterable[Source]) -> None:
+def write_sources(path: Place, sources: Iterable[Source]) -> None:
     """Write prepared sources as one Parquet file, one row each, in order."""
     rows = (
         {"image": {"bytes": source.png, "path": None}, **asdict(source.entry)} for source in sources
@@ -223,14 +225,14 @@ def write_sources(path: Path, sources: Iterable[Source]) -> None:
     write_rows(path, SOURCE_COLUMNS, rows)
 
 
-def write_rows(path: Path, columns: tuple[Column, ...], rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: Place, columns: tuple[Column, ...], rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as one Parquet file that is either there whole or not at all."""
     with _temporary(path) as temporary:
         write_table(temporary, "parquet", features(columns).arrow_schema, rows)
         _rename(temporary, path)
 
 
-def read_sources(path: Path) -> list[Source]:
+def read_sources(path: Place) -> list[Source]:
     """Read what `write_sources` wrote.
 
     Raises:
@@ -241,7 +243,7 @@ def read_sources(path: Path) -> list[Source]:
 
     sources = []
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             # A picture is stored plain and has more bytes than this, so the file is no smaller.
             if file.metadata.num_rows > path.stat().st_size // _MIN_PNG_BYTES:
                 raise ValueError("it claims more rows than it can hold")
@@ -265,20 +267,22 @@ def _checked(source: Source) -> Source:
     return source
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Place, text: str) -> None:
     """Write a text file that is either there whole or not at all."""
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Place, content: bytes) -> None:
     """Write a file that is either there whole or not at all."""
     with _temporary(path) as temporary:
         _write(temporary, content)
         _rename(temporary, path)
 
 
-def create_bytes(path: Path, content: bytes) -> bool:
+def create_bytes(path: Place, content: bytes) -> bool:
     """Write a file unless it exists, whole or not at all; say whether it was written."""
+    if isinstance(path, StorePath):
+        return path.create(content)
     with _temporary(path) as temporary:
         _write(temporary, content)
         try:
@@ -314,8 +318,12 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` that no other writer, on any machine, has."""
+def _temporary(path: Place) -> Iterator[Path]:
+    """Give a name beside `path`, or in a folder of this machine, that no other writer has."""
+    if isinstance(path, StorePath):
+        with tempfile.TemporaryDirectory(prefix="fgbg-") as folder:
+            yield Path(folder) / path.name
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
@@ -323,7 +331,10 @@ def _temporary(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _rename(temporary: Path, path: Path) -> None:
+def _rename(temporary: Path, path: Place) -> None:
+    if isinstance(path, StorePath):
+        path.upload(temporary)
+        return
     temporary.replace(path)
     if os.name == "nt":  # Windows cannot open a directory
         return
@@ -343,7 +354,7 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def read_commit(folder: Path, name: str) -> Commit | None:
+def read_commit(folder: Place, name: str) -> Commit | None:
     """Return a shard's commit record; None when it is damaged, or the shard is not done."""
     try:
         content = parse_json(read_text(folder / f"{name}.json", _MAX_COMMIT_BYTES))
@@ -352,7 +363,7 @@ def read_commit(folder: Path, name: str) -> Commit | None:
         return None
 
 
-def is_done(folder: Path, name: str, file_format: FileFormat, fingerprint: str) -> bool:
+def is_done(folder: Place, name: str, file_format: FileFormat, fingerprint: str) -> bool:
     """Whether a shard is finished: committed for this fingerprint and unharmed on disk."""
     commit = read_commit(folder, name)
     if commit is None or commit.fingerprint != fingerprint:

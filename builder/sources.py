@@ -29,6 +29,7 @@ from PIL.Image import Resampling
 
 from builder.errors import BadSourcesError, FgbgError
 from builder.recipe import Recipe, SourceEntry, credit_fault
+from builder.store import Place
 from builder.untrusted import printable, read_text, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -154,7 +155,7 @@ def _unread(path: Path, root: Path) -> str | None:
     return None
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Place) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

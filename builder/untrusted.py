@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import stat
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 _MAX_SHOWN = 200  # characters of a foreign text in one of our sentences
 
 
-def read_text(path: Path, most_bytes: int) -> str:
+class _Readable(Protocol):
+    """What is read of a path, on this machine or on a store."""
+
+    def stat(self) -> Any:
+        """Return size and kind."""
+
+    def read_text(self, encoding: str) -> str:
+        """Return the content."""
+
+
+def read_text(path: _Readable, most_bytes: int) -> str:
     """Read a UTF-8 text file of at most `most_bytes`.
 
     Raises:

@@ -31,6 +31,7 @@ from builder.finished import (
     MAX_BYTES,
     Folder,
     Repo,
+    Stored,
     Table,
     Unreadable,
     open_image,
@@ -169,7 +170,7 @@ class _Verification:
 
     def __init__(
         self,
-        place: Folder | Repo,
+        place: Folder | Repo | Stored,
         sample: int | None,
         progress: Callable[[int], object],
     ) -> None:

@@ -9,12 +9,12 @@ OUT/assets/statistics.json           exact statistics and the sha256 of every sh
 
 Several builds, on several machines, may be at work in one work folder. What one has made is never
 changed by another: files are created, or replaced by the same, and OUT appears by one rename.
+On an object store, where nothing can be renamed, OUT is complete when its recipe.json appears.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -55,6 +55,7 @@ from builder.shards import (
 )
 from builder.sources import Kind, PreparedFolder, Source, duplicates, prepare, sha256_file
 from builder.stats import Statistics
+from builder.store import Place, StorePath
 from builder.untrusted import parse_json, printable, read_text
 
 RECIPE_FILE = "recipe.json"
@@ -140,13 +141,14 @@ class Project:
         )
 
     @classmethod
-    def begun(cls, out: Path) -> tuple[Project, Path]:
+    def begun(cls, out: Place) -> tuple[Project, Place]:
         """Read a finished or begun build: the project, without depth model, and its folder.
 
         Raises:
             NotABuildError: neither is there.
         """
         work = WorkFolder(out)
+        folder: Place
         if (held := work.held()) is not None and not is_complete(out, held):
             folder, pinned = work.sources("foreground", held.fingerprint).parents[1], held
         elif (out / RECIPE_FILE).is_file():
@@ -239,15 +241,16 @@ def _with_entries(
 class WorkFolder:
     """The hidden folder beside OUT where a set is made; it goes away when OUT is complete."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Place) -> None:
         self.out = out
         self.path = out.parent / f".{out.name}.fgbg"
         self.recipe = self.path / RECIPE_FILE
         self.shards = self.path / "shards"
+        self.publishing = self.path / "publishing"  # while a set is copied to OUT on a store
         self._version = self.path / "version.json"
         self._before = self.path / "before"  # where OUT lies while its extension takes its place
 
-    def sources(self, kind: Kind, fingerprint: str) -> Path:
+    def sources(self, kind: Kind, fingerprint: str) -> Place:
         """Return the file that holds the prepared sources of a kind, for a recipe's fingerprint."""
         return self.path / fingerprint[:16] / f"{kind}s" / SOURCES_FILE
 
@@ -282,8 +285,8 @@ class WorkFolder:
 
     def restore(self) -> None:
         """Bring OUT back if a build was killed while it put the extended set in its place."""
-        if not self.out.exists() and self._before.is_dir():
-            self._before.rename(self.out)
+        if isinstance(self._before, Path) and not self.out.exists() and self._before.is_dir():
+            self._before.rename(str(self.out))
 
     @contextmanager
     def entered(self, fingerprint: str, expiry_s: float) -> Iterator[Presence]:
@@ -310,7 +313,7 @@ class WorkFolder:
             if (self.out / RECIPE_FILE).is_file():
                 held = self.held()
                 if held is None or is_complete(self.out, held):
-                    shutil.rmtree(self.path, ignore_errors=True)
+                    _drop(self.path)
 
     def _clear_temporary(self, presence: Presence) -> list[Owner | None]:
         """Delete what killed writers left behind, if no others are at work; return those."""
@@ -328,6 +331,9 @@ class WorkFolder:
         Raises:
             OutputError: it can not.
         """
+        if isinstance(self.path, StorePath):
+            self.path.probe()
+            return
         try:
             folder = next(path for path in (self.path, *self.path.parents) if path.exists())
             with tempfile.TemporaryFile(dir=folder) as file:
@@ -394,28 +400,73 @@ class WorkFolder:
         whole = re.sub(r" --shard-range[ =]\S+", "", command)
         create_bytes(self._command(project.pinned.fingerprint), whole.encode())
 
-    def _command(self, fingerprint: str) -> Path:
+    def _command(self, fingerprint: str) -> Place:
         return self.path / fingerprint[:16] / "command.txt"
 
     def command(self, fingerprint: str) -> str:
         """Return the command that makes all of the set."""
         return self._command(fingerprint).read_text(encoding="utf-8")
 
-    def new_folder(self) -> Path:
-        """Return a folder, not made yet, for this process alone to put the set together in."""
+    @contextmanager
+    def new_folder(self) -> Iterator[Path]:
+        """Give a folder, not made yet, for this process alone to put the set together in."""
+        if isinstance(self.path, StorePath):
+            create_bytes(self.publishing, b"yes")
+            with tempfile.TemporaryDirectory(prefix="fgbg-") as folder:
+                yield Path(folder) / "built"
+            return
         for path in self.path.glob("built-*"):  # of builds that ended while they did
-            shutil.rmtree(path, ignore_errors=True)
-        return self.path / f"built-{secrets.token_hex(8)}"
+            _drop(path)
+        yield self.path / f"built-{secrets.token_hex(8)}"
+
+    def put_shard(self, stored: str, built: Path, file: str, shown: bool) -> None:
+        """Give a finished shard its place in the set that is put together.
+
+        Args:
+            stored: it among the shards made, or its whole path.
+            built: where the set is put together.
+            file: its path in the set.
+            shown: whether the preview reads it; on a store it stays there otherwise.
+        """
+        source = self.shards / stored
+        if isinstance(source, StorePath) and isinstance(self.out, StorePath):
+            source.copy(self.out / file)
+            if not shown:
+                return
+        target = built / file
+        target.parent.mkdir(exist_ok=True)
+        link_or_copy(source, target)
 
     def publish(self, built: Path) -> None:
         """Move the complete set to OUT, from where an earlier set that it extends moves away."""
         if is_complete(self.out, read_recipe(built)):
             return  # by another build
+        if isinstance(self.out, StorePath):
+            _upload(built, self.out)
+            return
         if (self.out / RECIPE_FILE).is_file():
-            self.out.rename(self._before)
+            self.out.rename(str(self._before))
         elif self.out.is_dir():
             self.out.rmdir()  # `already_built` accepts only an empty one
         built.rename(self.out)
+
+
+def _drop(folder: Place) -> None:
+    """Delete a folder as far as that can be done."""
+    if isinstance(folder, StorePath):
+        with suppress(OSError):
+            folder.rmtree()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _upload(built: Path, out: StorePath) -> None:
+    """Put all of a set on a store but its shards, which are there; last what tells that it is."""
+    names = [path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()]
+    shards = {name for name in names if name.startswith("data/") or name.endswith(".arrow")}
+    for name in sorted({*names} - shards - {RECIPE_FILE}):
+        (out / name).upload(built / name)
+    (out / RECIPE_FILE).upload(built / RECIPE_FILE)
 
 
 @dataclass(frozen=True)
@@ -511,8 +562,7 @@ class Ledger:
 
     def n_committed(self) -> int:
         """Return how many shards have a commit record; says nothing of their files."""
-        with os.scandir(self._folder) as entries:
-            made = sum(e.name.endswith(".json") and e.is_file() for e in entries)
+        made = sum(path.name.endswith(".json") for path in self._folder.iterdir())
         return made + sum(map(self._n_earlier, self._earlier))
 
     def finished(self) -> dict[str, FinishedSplit]:
@@ -551,7 +601,7 @@ class Ledger:
         return commit
 
 
-def already_built(out: Path, pinned: PinnedRecipe, file_format: FileFormat) -> bool:
+def already_built(out: Place, pinned: PinnedRecipe, file_format: FileFormat) -> bool:
     """Whether OUT already holds this set; False when it is free, or holds what this set extends.
 
     Raises:
@@ -561,6 +611,8 @@ def already_built(out: Path, pinned: PinnedRecipe, file_format: FileFormat) -> b
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / RECIPE_FILE).is_file():
+        if isinstance(out, StorePath) and WorkFolder(out).publishing.is_file():
+            return False
         raise OutputError(f"{out} is not empty and not a build of fgbg; choose another folder.")
     held = read_recipe(out)
     if not pinned.holds(held):
@@ -570,10 +622,15 @@ def already_built(out: Path, pinned: PinnedRecipe, file_format: FileFormat) -> b
             f"{out} holds this set as {built_format(out)}, asked for is {file_format}; choose "
             "another folder."
         )
+    if held.fingerprint != pinned.fingerprint and isinstance(out, StorePath):
+        raise OutputError(
+            f"{out} holds a set that can only be extended in a folder of this machine; fetch it "
+            "and extend it there, or choose another address."
+        )
     return held.fingerprint == pinned.fingerprint
 
 
-def is_complete(out: Path, pinned: PinnedRecipe) -> bool:
+def is_complete(out: Place, pinned: PinnedRecipe) -> bool:
     """Whether OUT holds this very set."""
     try:
         return read_recipe(out).fingerprint == pinned.fingerprint
@@ -581,12 +638,12 @@ def is_complete(out: Path, pinned: PinnedRecipe) -> bool:
         return False
 
 
-def built_format(out: Path) -> FileFormat:
+def built_format(out: Place) -> FileFormat:
     """Return the file format of a finished build."""
     return "parquet" if (out / "data").is_dir() else "arrow"
 
 
-def read_recipe(folder: Path) -> PinnedRecipe:
+def read_recipe(folder: Place) -> PinnedRecipe:
     """Read the recipe of a finished or begun build.
 
     Raises:
@@ -602,7 +659,7 @@ def read_recipe(folder: Path) -> PinnedRecipe:
         raise RecipeError(f"{path} can not be read: {error}") from None
 
 
-def read_statistics(out: Path, plan: Plan) -> dict[str, Any]:
+def read_statistics(out: Place, plan: Plan) -> dict[str, Any]:
     """Read the figures of a finished build: by split its `shards`, as the file has them.
 
     and its `statistics`, as an object.
@@ -644,8 +701,11 @@ def data_glob(split: str, file_format: FileFormat) -> str:
     return f"data/{split}-*" if file_format == "parquet" else f"{ARROW_PREFIX}-{split}*.arrow"
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Place, target: Path) -> None:
     """Give a finished file a second name, or copy it where the file system has no hard links."""
+    if isinstance(source, StorePath):
+        source.download(target)
+        return
     try:
         target.hardlink_to(source)
     except OSError:
@@ -691,7 +751,7 @@ def copy_as_parquet(out: Path, folder: Path) -> None:
     write_text(folder / STATISTICS_FILE, json.dumps(content) + "\n")
 
 
-def build_status(out: Path) -> dict[str, Any]:
+def build_status(out: Place) -> dict[str, Any]:
     """Say how far the build of OUT is, by split.
 
     Raises:

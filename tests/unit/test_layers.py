@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = (
     "errors",
     "untrusted",
+    "store",
     "resources",
     "recipe",
     "schema",
@@ -53,6 +54,7 @@ HEAVY = ("torch", "transformers", "ray", "datasets", "pyarrow", "huggingface_hub
 LIGHT_ROOMS = (
     "errors",
     "untrusted",
+    "store",
     "recipe",
     "schema",
     "sources",
