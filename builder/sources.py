@@ -29,7 +29,7 @@ from PIL.Image import Resampling
 
 from builder.errors import BadSourcesError, FgbgError
 from builder.recipe import Recipe, SourceEntry, credit_fault
-from builder.store import Place
+from builder.store import MAX_IMAGE_BYTES, Place
 from builder.untrusted import printable, read_text, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -45,7 +45,6 @@ _MAX_PIXELS = 178_956_970  # Pillow's own limit: 0.7 GB as RGBA
 _LARGE_PIXELS = 2**25
 _MAX_PIXELS_PER_BYTE = 1000
 _BAND_ROWS = 256  # large pictures are changed a band at a time, so that no second one is needed
-_MAX_FILE_BYTES = 2 * 2**30  # more than any picture of that many pixels has
 # An encoder makes about ten; each takes time for the whole picture, and may be 30 bytes.
 _MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -150,7 +149,7 @@ def _unread(path: Path, root: Path) -> str | None:
         return "is a link to a folder; copy the folder instead"
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         return "is no regular file but a pipe, socket or device; remove it"
-    if status.st_size > _MAX_FILE_BYTES:
+    if status.st_size > MAX_IMAGE_BYTES:
         return f"has {status.st_size:,} bytes; too large to be an image"
     return None
 

@@ -17,7 +17,9 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,7 +34,8 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.+?)/*")
 _BLOCK_BYTES = 2**23  # that are asked for at once; bounds memory
 _PACKAGES = {"s3": "fgbg-dataset[remote]", "s3a": "fgbg-dataset[remote]", "gs": "gcsfs"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
-_MAX_FILE_BYTES = 2 * 2**30  # of a source; as for local ones
+MAX_IMAGE_BYTES = 2 * 2**30  # of a file; more than any picture that is used has
+_TRANSFERS = 8  # at once
 _VERSIONS = ("ETag", "etag", "md5Hash", "xet_hash", "LastModified", "mtime", "created")
 
 
@@ -303,42 +306,46 @@ def local_folder(target: str | os.PathLike[str] | StorePath) -> Path:
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fgbg"
     root = cache / "sources" / hashlib.sha256(str(where).encode()).hexdigest()[:32]
-    root.mkdir(parents=True, exist_ok=True)
+    folder = root / "files" / where.name
+    folder.mkdir(parents=True, exist_ok=True)
     with FileLock(root / "lock"):
         try:
-            _fetch(where, root / where.name, root / "fetched.json")
+            _fetch(where, folder, root / "fetched.json")
         except FileNotFoundError as error:
             raise FgbgError(f"{where} can not be fetched: {error}.") from None
-    return root / where.name
+    return folder
 
 
 def _fetch(where: StorePath, folder: Path, record: Path) -> None:
     """Make a folder hold what a store has, and nothing else."""
-    due = {name: info for name, info in where.files().items() if name and name[-1] != "/"}
+    due = {}
+    for name, info in where.files().items():
+        if name and not name.endswith("/"):
+            _check(where, name, int(info["size"]))
+            due[name] = [int(info["size"]), *(str(info[key]) for key in _VERSIONS if key in info)]
     if not due:
         raise FgbgError(f"{where} holds no file; give the address of the folder with the images.")
-    for name, info in due.items():
-        _check(where, name, int(info["size"]))
-    held: dict[str, Any] = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-    folder.mkdir(exist_ok=True)
-    for path in folder.rglob("*"):
+    for path in list(folder.rglob("*")):
         if not path.is_dir() and path.relative_to(folder).as_posix() not in due:
             path.unlink()
-    for name, info in due.items():
-        stamp = [int(info["size"]), *(str(info[key]) for key in _VERSIONS if key in info)]
-        path = folder / name
-        if held.get(name) == stamp and path.is_file() and path.stat().st_size == stamp[0]:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = record.with_name("fetching")
-        (where / name).download(fresh)
-        if fresh.stat().st_size != stamp[0]:
-            raise FgbgError(f"{where / name} changed while it was fetched; try again.")
-        fresh.replace(path)
-        held[name] = stamp
-    fresh = record.with_name("fetching")
-    fresh.write_text(json.dumps({name: held[name] for name in due}), "utf-8")
-    fresh.replace(record)
+    held = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    kept = {name: due[name] for name in due if held.get(name) == due[name]}
+    kept = {name: stamp for name, stamp in kept.items() if (folder / name).is_file()}
+    record.write_text(json.dumps(kept), "utf-8")  # first, or one cut off here would be trusted
+    with tempfile.TemporaryDirectory(dir=record.parent) as scratch:
+
+        def fetch(numbered: tuple[int, str]) -> None:
+            number, name = numbered
+            fresh, path = Path(scratch) / str(number), folder / name
+            (where / name).download(fresh)
+            if fresh.stat().st_size != due[name][0]:
+                raise FgbgError(f"{where / name} changed while it was fetched; try again.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.replace(path)
+
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
+            list(pool.map(fetch, enumerate(name for name in due if name not in kept)))
+    record.write_text(json.dumps(due), "utf-8")
 
 
 def _check(where: StorePath, name: str, size_bytes: int) -> None:
@@ -346,7 +353,7 @@ def _check(where: StorePath, name: str, size_bytes: int) -> None:
     parts = name.split("/")
     if not {"", ".", ".."}.isdisjoint(parts) or re.search(r"[\\\0]", name) or Path(name).drive:
         raise FgbgError(f"{where}: an object is called {printable(name)!r}; rename it.")
-    if size_bytes > _MAX_FILE_BYTES:
+    if size_bytes > MAX_IMAGE_BYTES:
         raise FgbgError(f"{where / name} has {size_bytes:,} bytes; too large to be an image.")
 
 

@@ -310,14 +310,18 @@ class WorkFolder:
         finally:
             with suppress(OSError):
                 self._clear_temporary(presence)  # of workers that were ended
-            if (self.out / RECIPE_FILE).is_file():
-                held = self.held()
-                if held is None or is_complete(self.out, held):
-                    _drop(self.path)
+            self.drop_if_complete()
+
+    def drop_if_complete(self) -> None:
+        """Delete this folder when OUT holds the set that was made here."""
+        if (self.out / RECIPE_FILE).is_file():
+            held = self.held()
+            if held is None or is_complete(self.out, held):
+                _drop(self.path)
 
     def _clear_temporary(self, presence: Presence) -> list[Owner | None]:
         """Delete what killed writers left behind, if no others are at work; return those."""
-        temporary = list(self.shards.glob(".*.tmp"))
+        temporary: list[Place] = list(self.shards.glob(".*.tmp"))
         others = presence.look()  # after the listing: one that enters now writes none of these
         if not others:
             for path in temporary:
@@ -331,8 +335,8 @@ class WorkFolder:
         Raises:
             OutputError: it can not.
         """
-        if isinstance(self.path, StorePath):
-            self.path.probe()
+        if isinstance(self.out, StorePath):
+            self.out.probe()
             return
         try:
             folder = next(path for path in (self.path, *self.path.parents) if path.exists())
