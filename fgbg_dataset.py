@@ -286,6 +286,11 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         workers: int | None,
         make: bool = True,
     ) -> None:
+        if isinstance(out, StorePath) and file_format != "parquet":
+            raise OutputError(
+                f"{out} lies on a store, where Arrow files can not be mapped into memory; pass "
+                'file_format="parquet".'
+            )
         pinned = self.project.pinned
         try:
             if not already_built(out, pinned, file_format):

@@ -29,7 +29,7 @@ from builder.recipe import (
     meaning,
 )
 from builder.sources import demo_folders
-from builder.store import Place, StorePath, place
+from builder.store import Place, StorePath, on_this_machine, place
 from builder.untrusted import printable
 
 Command = Callable[..., Any]
@@ -43,16 +43,6 @@ _TYPES: dict[str, type] = {
 }
 _MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in fields(Recipe)]
-
-
-def _local(path: str) -> Place:
-    """Return a folder of this machine."""
-    if isinstance(out := place(path), StorePath):
-        raise FgbgError(
-            f"{out} lies on a store, and this needs a folder of this machine; fetch it first, for "
-            "example with `aws s3 sync`."
-        )
-    return out
 
 
 class _Terminated(BaseException):
@@ -285,10 +275,9 @@ def build(
     recipe, pinned = _chosen_recipe(ctx, recipe_file, values)
     earlier = pinned if pinned and pinned.stages else None
     if extend:
-        _local(str(out))
         from fgbg_dataset import earlier_set
 
-        earlier = earlier_set(out)
+        earlier = earlier_set(on_this_machine(out))
         recipe = replace(earlier.recipe, **_given(ctx, values))
     dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad, earlier)
     say(f"Checking and preparing the images of {foregrounds} and {backgrounds} ...")
@@ -497,7 +486,7 @@ def status(out: Place, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("out", type=_local)
+@click.argument("out", type=on_this_machine)
 @click.option("--license", "license_", help="licence of the set, such as cc-by-4.0")
 @click.option("--title", help="heading of the card")
 def card(out: Path, license_: str | None, title: str | None) -> None:
@@ -508,7 +497,7 @@ def card(out: Path, license_: str | None, title: str | None) -> None:
 
 
 @main.command()
-@click.argument("out", type=_local)
+@click.argument("out", type=on_this_machine)
 def preview(out: Path) -> None:
     """Make the sample sheet and the preview page of the finished build OUT again."""
     from builder.preview import write_preview
@@ -557,7 +546,7 @@ def verify_(
 
 
 @main.command()
-@click.argument("out", type=_local)
+@click.argument("out", type=on_this_machine)
 @click.argument("repo_id")
 @click.option("--private", is_flag=True, help="make a new repository private")
 @click.option("--revision", help="branch to push to, made if it is missing  [default: main]")

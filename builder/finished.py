@@ -131,6 +131,7 @@ class Stored:
     """A built folder on a store: its small files in a temporary folder, its shards one by one."""
 
     is_local = True  # every shard is looked into: no store states a sha256
+    file_format: FileFormat = "parquet"
     revision: str | None = None
 
     def __init__(self, where: StorePath, root: Path) -> None:
@@ -143,14 +144,8 @@ class Stored:
             if name in found and found[name].size_bytes <= MAX_BYTES.get(name, math.inf):
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (where / name).download(root / name)
-        if any(name.startswith("data/") for name in found):
-            (root / "data").mkdir()
-        self.file_format: FileFormat = built_format(root)
-        self.files = {
-            name: file
-            for name, file in found.items()
-            if name.startswith("data/") or (name.endswith(".arrow") and "/" not in name)
-        }
+        (root / "data").mkdir()  # what tells that it is Parquet
+        self.files = {name: file for name, file in found.items() if name.startswith("data/")}
 
     @contextmanager
     def opened(self, name: str, whole: bool) -> Iterator[Path | BinaryIO]:

@@ -29,6 +29,7 @@ from builder.plan import Plan
 from builder.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE
 from builder.recipe import PinnedRecipe
 from builder.sources import sha256_file, uncredited
+from builder.store import on_this_machine
 from builder.verify import verify
 from builder.work import (
     CARD_FILE,
@@ -140,8 +141,9 @@ def publish(
         PublishFailedError: the Hub could not be reached or kept refusing. What was sent is kept.
     """
     _check_names(repo_id, config)
-    _verify(Path(out), sample)
-    with _as_parquet(Path(out)) as folder:
+    out = on_this_machine(out)
+    _verify(out, sample)
+    with _as_parquet(out) as folder:
         hub = _Hub(repo_id, revision, create_pr, token, endpoint, sleep)
         push = _Push(folder, hub, private, config, license, commit_message)
         plan = push.plan(hub.state())

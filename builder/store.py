@@ -290,6 +290,20 @@ def place(target: str | os.PathLike[str] | StorePath) -> Place:
     return StorePath.parse(text) if "://" in text else Path(text)
 
 
+def on_this_machine(target: str | os.PathLike[str] | StorePath) -> Path:
+    """Return a path on this machine.
+
+    Raises:
+        FgbgError: it lies on a store.
+    """
+    if isinstance(where := place(target), StorePath):
+        raise FgbgError(
+            f"{where} lies on a store, and this needs a folder of this machine; fetch it first, "
+            "for example with `aws s3 sync`."
+        )
+    return where
+
+
 def local_folder(target: str | os.PathLike[str] | StorePath) -> Path:
     """Return a folder of sources, fetched to the cache where it lies on a store.
 

@@ -467,9 +467,9 @@ def _drop(folder: Place) -> None:
 def _upload(built: Path, out: StorePath) -> None:
     """Put all of a set on a store but its shards, which are there; last what tells that it is."""
     names = [path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()]
-    shards = {name for name in names if name.startswith("data/") or name.endswith(".arrow")}
-    for name in sorted({*names} - shards - {RECIPE_FILE}):
-        (out / name).upload(built / name)
+    for name in names:
+        if name != RECIPE_FILE and not name.startswith("data/"):
+            (out / name).upload(built / name)
     (out / RECIPE_FILE).upload(built / RECIPE_FILE)
 
 

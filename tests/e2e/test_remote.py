@@ -20,7 +20,7 @@ SMALL = (*OPTIONS, "--shard-records", "6", "--depth-model", "none")  # 20 shards
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     s3fs = pytest.importorskip("s3fs")
     chosen = {
         "AWS_ACCESS_KEY_ID": KEY,
@@ -28,6 +28,7 @@ def server():
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
+        "TMPDIR": str(tmp_path_factory.mktemp("tmp")),  # what is killed leaves something there
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
     with pytest.MonkeyPatch.context() as patch, serve() as address:
