@@ -116,14 +116,21 @@ class StorePath:
         import fsspec
 
         try:
-            system = fsspec.filesystem(self.scheme, use_listings_cache=False)
+            kind = fsspec.get_filesystem_class(self.scheme)
+        except ImportError as error:
+            name = _PACKAGES.get(self.scheme)
+            hint = f"run `pip install {name}`" if name else _line(error)
+            raise OutputError(f"{self} needs a package that is not here; {hint}.") from None
+        except ValueError:
+            raise OutputError(
+                f"{self} can not be used: fsspec knows no {self.scheme}://."
+            ) from None
+        try:
+            system = kind(use_listings_cache=False)
             system.invalidate_cache()  # of file systems that have no such switch
             yield system
         except (FileNotFoundError, FileExistsError, FgbgError):
             raise
-        except ImportError:
-            package = _PACKAGES.get(self.scheme, f"an fsspec file system for {self.scheme}://")
-            raise OutputError(f"{self} needs a package; run `pip install {package}`.") from None
         except Exception as error:  # noqa: BLE001 - clients raise anything
             raise _told(self, error) from None
 
