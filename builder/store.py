@@ -151,11 +151,14 @@ class StorePath:
 
     def iterdir(self) -> Iterator[StorePath]:
         """Give what lies in it; nothing where it is missing."""
+        from fsspec.core import url_to_fs
+
         names: list[str] = []
         with self._system() as system, suppress(FileNotFoundError):
-            names = system.ls(str(self), detail=False)
-        own = {name.rstrip("/").rpartition("/")[2] for name in names} - {""}
-        yield from (self / name for name in sorted(own))
+            names = [name.rstrip("/") for name in system.ls(str(self), detail=False)]
+            root = url_to_fs(str(self), use_listings_cache=False)[1].rstrip("/")
+            names = [name for name in names if name != root]  # what consoles mark a folder by
+        yield from (self / name.rpartition("/")[2] for name in sorted(names))
 
     def glob(self, pattern: str) -> Iterator[StorePath]:
         """Give what lies in it and has such a name."""

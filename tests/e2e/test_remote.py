@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from builder.cli import main
+from builder.store import place
 from tests.e2e.running import OPTIONS, files_of
 from tests.e2e.s3 import BUCKET, KEY, SECRET, serve
 from tests.e2e.test_resume import start, wait_until
@@ -21,7 +22,8 @@ SMALL = (*OPTIONS, "--shard-records", "6", "--depth-model", "none")  # 20 shards
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    s3fs = pytest.importorskip("s3fs")
+    import s3fs
+
     chosen = {
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -162,6 +164,10 @@ def test_sources_from_s3_give_the_same_set_and_are_fetched_once(
             if file.is_file():
                 name = file.relative_to(folder.parent).as_posix()
                 store.put_file(str(file), f"{BUCKET}/a/{name}")
+    for key in ("a/bg/", "a/mine/"):  # what consoles mark a folder by
+        store.call_s3("put_object", Bucket=BUCKET, Key=key, Body=b"")
+    assert "is not a build of fgbg" in fgbg("status", OUT, code=2).output
+    assert list(place(OUT).iterdir()) == []
     remote = [f"s3://{BUCKET}/a/{folder.name}" for folder in sources]
     out = tmp_path / "mine"
     fgbg("build", *remote, out, *SMALL)
