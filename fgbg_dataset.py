@@ -302,7 +302,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                     raise OutputError.of(error, out) from error
                 raise
         if already_built(out, pinned, file_format):
-            WorkFolder(out).drop_if_complete()  # if a build was killed just before it did
+            if isinstance(out, StorePath):  # its build may have been killed just before this
+                WorkFolder(out).drop_if_complete()
             self._output_dir, self._file_format = str(out), file_format
             self.info = datasets.DatasetInfo.from_directory(str(out))
 
