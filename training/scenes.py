@@ -1,7 +1,8 @@
 """Seeded scenes with exact depth, ray cast in NumPy: what the demo depth model is trained on.
 
-`render(seed)` draws one room, corridor, courtyard or street and returns its picture and its depth;
-`render_cutout(seed)` draws one object with soft alpha. A picture depends on its arguments alone.
+`render(seed)` draws one room, corridor, courtyard, street, office or staircase and returns its
+picture and its depth; `render_cutout(seed)` draws one object with soft alpha. A picture depends on
+its arguments alone.
 
 Conventions. World and camera space: x right, y up, z forward, metres. Points and rays are (3, N)
 float32; N runs over pixels row by row. A camera ray's direction has z = 1 in camera space, so the
@@ -28,7 +29,7 @@ Point = tuple[float, float, float]
 Colour = tuple[float, float, float]
 Form = Literal["sphere", "box", "frustum"]
 
-KINDS = ("room", "corridor", "courtyard", "street")
+KINDS = ("room", "corridor", "courtyard", "street", "office", "stairs")
 MIN_DEPTH_M = 0.1
 MAX_DEPTH_M = 10.0
 
@@ -36,7 +37,7 @@ _EPSILON_M = 1e-3
 # A block of scene seeds shares a library of cut-outs, so held-out blocks paste objects never
 # trained on.
 _SEEDS_PER_BLOCK = 100_000
-_CUTOUTS_PER_BLOCK = 160
+CUTOUTS_PER_BLOCK = 160
 
 
 # ---------------------------------------------------------------------------------------- materials
@@ -1156,6 +1157,101 @@ def _corridor(rng: Rng) -> Scene:
     return scene
 
 
+def _desk(kit: _Kit, rng: Rng) -> None:
+    """A desk with a screen, its chair in front, and sometimes a screen wall behind."""
+    width, depth, height = float(rng.uniform(1.2, 1.7)), 0.75, 0.74
+    _table(kit, rng, width, depth, height)
+    dark = _finish(rng, [(0.1, 0.1, 0.11), (0.3, 0.3, 0.32), (0.85, 0.85, 0.85)])
+    shown = _finish(rng, [*_CLOTHS, *_WALLS], str(rng.choice(["bands", "stone", "checker"])))
+    x, tall = float(rng.uniform(-0.25, 0.25)) * width, float(rng.uniform(0.3, 0.42))
+    kit.post(x, height, 0.18, 0.16, 0.1, 0.02, dark)
+    kit.box((x, height + 0.14 + tall / 2, 0.18), (tall * 1.6, tall, 0.04), dark)
+    glow = replace(shown, glow=0.6, scale_m=0.06)
+    kit.box((x, height + 0.14 + tall / 2, 0.155), (tall * 1.5, tall * 0.9, 0.012), glow)
+    if rng.random() < 0.5:
+        _tabletop(kit, rng, width, depth, height)
+    _chair(kit.at(0, -0.6, rng.uniform(120, 240)), rng)
+    if rng.random() < 0.4:
+        kit.box((0, 0.65, 0.42), (width + 0.1, 1.3, 0.05), _finish(rng, [*_CLOTHS, *_WALLS]))
+
+
+def _office(rng: Rng) -> Scene:
+    wide, deep, high = (
+        float(rng.uniform(4, 9)),
+        float(rng.uniform(5, 13)),
+        float(rng.uniform(2.4, 3.3)),
+    )
+    camera = _indoor_camera(rng, float(rng.uniform(-0.3, 0.3)) * wide, 0.0)
+    light = _indoor_light(rng, rng.uniform(-0.3, 0.3) * wide, rng.uniform(0.3, 0.7) * deep, high)
+    scene = Scene(camera, light)
+    kit = _Kit(scene.shapes)
+    _shell(kit, rng, -wide / 2, wide / 2, -0.6, deep, high)
+    scene.planes += [(0, 1, 0, 0), (0, -1, 0, -high), (1, 0, 0, -wide / 2)]
+    scene.planes += [(-1, 0, 0, -wide / 2), (0, 0, -1, -deep)]
+    panel = Material((0.95, 0.95, 0.93), glow=0.9)
+    for z in np.arange(1.2, deep, 2.4):
+        for x in np.arange(-wide / 2 + 0.9, wide / 2 - 0.4, 2.2):
+            kit.box((float(x), high - 0.01, float(z)), (0.6, 0.03, 1.2), panel)
+    for yaw, length in ((-90, deep), (90, deep)):
+        _furnish_wall(kit.at(np.sign(yaw) * wide / 2, deep / 2, yaw), rng, length)
+    for x in np.arange(-wide / 2 + 1, wide / 2 - 0.8, 0.9):
+        if rng.random() < 0.5:
+            _door(kit.at(float(x), deep), rng)
+    turn, pitch = float(rng.choice([0, 180, 90])), float(rng.uniform(1.8, 2.8))
+    for z in np.arange(rng.uniform(1.6, 2.6), deep - 0.8, pitch):
+        for x in np.arange(-wide / 2 + 1.1, wide / 2 - 0.8, rng.uniform(1.8, 2.3)):
+            what = rng.random()
+            spot = kit.at(float(x), float(z), turn + float(rng.normal(0, 4)))
+            if what < 0.7:
+                _desk(spot, rng)
+            elif what < 0.8:
+                (_figure, _house_plant, _cabinet, _crates)[int(rng.integers(4))](spot, rng)
+    return scene
+
+
+def _stairs(rng: Rng) -> Scene:
+    """A hall with a flight of steps going up, away from the camera or across the picture."""
+    wide, deep, high = (
+        float(rng.uniform(3, 6)),
+        float(rng.uniform(4.5, 9)),
+        float(rng.uniform(3.2, 5)),
+    )
+    camera = _indoor_camera(rng, float(rng.uniform(-0.2, 0.2)) * wide, 0.0)
+    camera = replace(camera, pitch_deg=camera.pitch_deg + float(rng.uniform(0, 14)))
+    light = _indoor_light(rng, rng.uniform(-0.3, 0.3) * wide, rng.uniform(0.2, 0.7) * deep, high)
+    scene = Scene(camera, light)
+    kit = _Kit(scene.shapes)
+    _shell(kit, rng, -wide / 2, wide / 2, -0.6, deep, high)
+    scene.planes += [(0, 1, 0, 0), (0, -1, 0, -high), (1, 0, 0, -wide / 2)]
+    scene.planes += [(-1, 0, 0, -wide / 2), (0, 0, -1, -deep)]
+    step = _finish(rng, [*_WOODS, *_STONES], str(rng.choice(["plain", "planks", "stone"])))
+    riser = replace(step, base=_pick(rng, [*_WALLS, *_WOODS]), pattern="plain")
+    rise, run, flight = rng.uniform(0.15, 0.19), rng.uniform(0.25, 0.32), rng.uniform(1, 1.8)
+    count = int(min((deep - 2.5) / run, (high - 0.6) / rise))
+    yaw = float(rng.choice([0, 0, 0, 90, -90]))
+    x = float(rng.uniform(-0.5, 0.5)) * (wide - flight)
+    foot = kit.at(x, rng.uniform(1.6, 2.4), 0)
+    if yaw:
+        foot = kit.at(-np.sign(yaw) * count * run / 2, rng.uniform(2.6, deep - 1), yaw)
+    rail = _finish(rng, [*_WOODS, (0.15, 0.15, 0.16), (0.8, 0.8, 0.8)])
+    for k in range(count):
+        top, z = float(rise * (k + 1)), float(run * (k + 0.5))
+        foot.box((0, top / 2, z), (flight, top, run), riser)
+        foot.box((0, top - 0.015, z - 0.01), (flight + 0.04, 0.03, run + 0.03), step)
+        if k % 3 == 0:
+            for side in (-flight / 2, flight / 2):
+                foot.post(side, top, z, 0.9, 0.02, 0.02, rail)
+    for side in (-flight / 2, flight / 2):
+        start, end = (side, rise + 0.9, run / 2), (side, rise * count + 0.9, run * (count - 0.5))
+        foot.rod(start, end, 0.03, rail)
+    _furnish_wall(kit.at(-wide / 2, deep / 2, -90), rng, deep)
+    _door(kit.at(rng.uniform(-0.4, 0.4) * wide, deep), rng)
+    for _ in range(int(rng.integers(0, 3))):
+        spot = kit.at(rng.uniform(-0.4, 0.4) * wide, rng.uniform(1.5, deep - 0.6), 0)
+        _middle_prop(spot, rng)
+    return scene
+
+
 def _sunlight(rng: Rng) -> tuple[Light, Colour, Colour]:
     """A sun (high or low, or behind cloud) with its ambient dome, and the two sky colours."""
     azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 1.2)
@@ -1307,6 +1403,8 @@ _BUILDERS: dict[str, Callable[[Rng], Scene]] = {
     "corridor": _corridor,
     "courtyard": _courtyard,
     "street": _street,
+    "office": _office,
+    "stairs": _stairs,
 }
 
 
@@ -2152,21 +2250,42 @@ def _to_bytes(picture: Array) -> Bytes:
     return levels
 
 
+def _handheld(camera: Camera, seed: int) -> Camera:
+    """Another lens, pointed with less care: 38 to 88 degrees wide, tilted and rolled."""
+    rng = np.random.default_rng([seed, 3])
+    x, y, z = camera.position
+    return replace(
+        camera,
+        position=(x, y * float(rng.uniform(0.6, 1.15)), z),
+        fov_deg=float(rng.uniform(38, 88)),
+        pitch_deg=camera.pitch_deg + float(rng.uniform(-14, 10)),
+        roll_deg=camera.roll_deg + float(rng.normal(0, 5)),
+    )
+
+
 def render(
     seed: int,
     size: tuple[int, int] = (288, 288),
     kind: str | None = None,
     *,
     pasted: bool | None = None,
+    handheld: bool = False,
+    fov_deg: float | None = None,
 ) -> tuple[Bytes, Array]:
     """A training picture and its exact depth.
 
     Returns (H, W, 3) uint8 RGB and (H, W) float32 z-depth in metres within 0.1..10. `size` is
-    (height, width); `kind` defaults to `KINDS[seed % 4]`; `pasted` adds cut-outs as flat boards
-    standing in the scene, as composites have them (default: six pictures in ten).
+    (height, width); `kind` defaults to `KINDS[seed % 6]`; `pasted` adds cut-outs as flat boards
+    standing in the scene, as composites have them (default: six pictures in ten). The camera has a
+    horizontal field of view of 55 to 66 degrees and is held about level, unless `handheld` varies
+    it or `fov_deg` sets the field of view.
     """
     kind = kind or KINDS[seed % len(KINDS)]
     scene = build_scene(seed, kind)
+    if handheld:
+        scene.camera = _handheld(scene.camera, seed)
+    if fov_deg is not None:
+        scene.camera = replace(scene.camera, fov_deg=fov_deg)
     rng = np.random.default_rng([seed, KINDS.index(kind), 1])
     linear, depth = _cast(scene, *size, rng)
     tint = np.exp(rng.normal(0, 0.06, 3)).astype(np.float32)
@@ -2193,8 +2312,9 @@ def render_background(seed: int, size: tuple[int, int], kind: str, samples: int 
     return _to_bytes(mean)
 
 
-@functools.lru_cache(maxsize=4 * _CUTOUTS_PER_BLOCK)
-def _library_cutout(seed: int) -> Bytes:
+@functools.lru_cache(maxsize=4 * CUTOUTS_PER_BLOCK)
+def library_cutout(seed: int) -> Bytes:
+    """A small cut-out (h, w, 4) for pasting into pictures; kept once rendered."""
     return render_cutout(seed, 112, samples=2)
 
 
@@ -2216,33 +2336,37 @@ def _resize(rgba: Bytes, height: int, width: int) -> Array:
     return values.clip(0, 1)
 
 
-def _paste(picture: Array, depth_m: Array, seed: int, rng: Rng) -> tuple[Array, Array]:
-    """Pastes one or two cut-outs as flat boards, each where its foot meets the scene behind, or
-    nearer.
+def paste(picture: Array, depth_m: Array, cutout: Bytes, rng: Rng) -> None:
+    """Paste a cut-out somewhere as a flat board: where its foot meets the scene behind, or nearer.
+
+    `picture` (H, W, 3) in 0..1 and `depth_m` (H, W) are changed; `cutout` is (h, w, 4) uint8 RGBA,
+    colours not premultiplied. It becomes 16 to 46 % of the picture's longer side.
     """
     height, width = depth_m.shape
+    scale = rng.uniform(0.16, 0.46) * max(height, width) / max(cutout.shape[:2])
+    h = min(height - 2, max(8, round(cutout.shape[0] * scale)))
+    w = min(width - 2, max(8, round(cutout.shape[1] * scale)))
+    top, left = int(rng.integers(0, height - h)), int(rng.integers(0, width - w))
+    board = _resize(cutout[:, ::-1] if rng.random() < 0.5 else cutout, h, w)
+    window = (slice(top, top + h), slice(left, left + w))
+    mask = board[..., 3] >= 0.5
+    if not mask.any():
+        return
+    foot = depth_m[window][-max(2, h // 10) :][mask[-max(2, h // 10) :]]
+    # On the ground it stands where its foot is; before a wall or the sky it hangs well in front.
+    behind = np.percentile(depth_m[window][mask], 10)
+    stand = min(float(np.median(foot)) if foot.size else MAX_DEPTH_M, float(behind) * 1.1, 6.0)
+    at_m = max(MIN_DEPTH_M, stand * float(rng.uniform(0.8, 0.95)))
+    light = np.float32(rng.uniform(0.7, 1.1))
+    picture[window] = picture[window] * (1 - board[..., 3:]) + board[..., :3] * light
+    depth_m[window] = np.where(mask, np.minimum(depth_m[window], np.float32(at_m)), depth_m[window])
+
+
+def _paste(picture: Array, depth_m: Array, seed: int, rng: Rng) -> tuple[Array, Array]:
+    """Pastes one or two of the rendered cut-outs of the seed's block."""
     picture, depth_m = picture.copy(), depth_m.copy()
     block = (seed // _SEEDS_PER_BLOCK) * _SEEDS_PER_BLOCK
     for _ in range(1 + int(rng.random() < 0.25)):
-        cutout = _library_cutout(block + int(rng.integers(_CUTOUTS_PER_BLOCK)))
-        scale = rng.uniform(0.16, 0.46) * max(height, width) / max(cutout.shape[:2])
-        h = min(height - 2, max(8, round(cutout.shape[0] * scale)))
-        w = min(width - 2, max(8, round(cutout.shape[1] * scale)))
-        top, left = int(rng.integers(0, height - h)), int(rng.integers(0, width - w))
-        board = _resize(cutout[:, ::-1] if rng.random() < 0.5 else cutout, h, w)
-        window = (slice(top, top + h), slice(left, left + w))
-        mask = board[..., 3] >= 0.5
-        if not mask.any():
-            continue
-        foot = depth_m[window][-max(2, h // 10) :][mask[-max(2, h // 10) :]]
-        # On the ground it stands where its foot is; before a wall or the sky it hangs well in
-        # front.
-        behind = np.percentile(depth_m[window][mask], 10)
-        stand = min(float(np.median(foot)) if foot.size else MAX_DEPTH_M, float(behind) * 1.1, 6.0)
-        at_m = max(MIN_DEPTH_M, stand * float(rng.uniform(0.8, 0.95)))
-        light = np.float32(rng.uniform(0.7, 1.1))
-        picture[window] = picture[window] * (1 - board[..., 3:]) + board[..., :3] * light
-        depth_m[window] = np.where(
-            mask, np.minimum(depth_m[window], np.float32(at_m)), depth_m[window]
-        )
+        cutout = library_cutout(block + int(rng.integers(CUTOUTS_PER_BLOCK)))
+        paste(picture, depth_m, cutout, rng)
     return picture, depth_m
