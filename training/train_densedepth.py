@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -45,6 +45,7 @@ from training.scenes import Bytes
 CHUNK = 100
 CHECKPOINT = "checkpoint.safetensors"
 WORK = Path("scratch/demo-model")
+TRAINING = Path(__file__).with_name("demo_training.md")
 
 logger = logging.getLogger("train_densedepth")
 
@@ -58,16 +59,15 @@ class Settings:
     crops: int = 8  # of each photograph
     side_px: int = 256
     batch: int = 16
-    photographs: int = 6  # of each batch
-    # The first steps learn at a smaller size, which costs about half. A crop is a narrower view,
-    # which makes everything look nearer than it is; so the last steps take whole pictures.
+    # The first steps learn at a smaller size, which costs about half.
     small_side_px: int = 192
-    small_steps: int = 600
-    steps: int = 1200
-    cooldown: int = 300
-    # The rate is constant after the warm-up and falls straight to 0 in the cooldown. So a run that
-    # has not reached its cooldown may be given another number of steps.
+    small_steps: int = 2000
+    steps: int = 4000
+    # The rate is constant, then falls straight to 0 in the cooldown. A crop is a narrower view,
+    # which makes everything look nearer than it is; so pictures are whole in the cooldown.
     learning_rate: float = 1e-3
+    cooldown: int = 1000
+    photographs: int = 6  # of each batch
     warmup: int = 50
     weight_decay: float = 1e-4
     drawn_cutouts: int = 40  # besides those of photographs
@@ -76,6 +76,13 @@ class Settings:
     log_weight: float = 3.0
     teacher_weight: float = 0.4
     statistics_batches: int = 60
+
+    def schedule(self, step: int) -> tuple[int, bool, float]:
+        """Side in px, whether pictures are whole, and learning rate at a step."""
+        side = self.small_side_px if step < self.small_steps else self.side_px
+        warm = min(1.0, (step + 1) / max(1, self.warmup))
+        left = min(1.0, max(0, self.steps - step) / max(1, self.cooldown))
+        return side, step >= self.steps - self.cooldown, self.learning_rate * warm * left
 
 
 class Pool(NamedTuple):
@@ -229,9 +236,8 @@ def make_batch(data: Data, settings: Settings, step: int) -> tuple[torch.Tensor,
     Returns pictures (B, 3, S, S) in 0..1 and labels (B, S/2, S/2) in metres, the size the network
     predicts; photographs come first.
     """
-    side = settings.small_side_px if step < settings.small_steps else settings.side_px
-    known = settings.scenes + min(step, settings.steps) // 4
-    whole = step >= settings.steps - settings.cooldown
+    side, whole, _ = settings.schedule(step)
+    known = settings.scenes + step // 4
     rng = np.random.default_rng([settings.seed, step])
     pictures, labels = [], []
     for place in range(settings.batch):
@@ -336,6 +342,12 @@ def _standardised(log_depth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return centred / deviation, deviation
 
 
+def _as_json(settings: Settings | dict[str, Any]) -> dict[str, Any]:
+    values = settings if isinstance(settings, dict) else asdict(settings)
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
 class Trainer:
     """Model and optimizer, with one checkpoint file that holds both."""
 
@@ -352,9 +364,7 @@ class Trainer:
         for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 
@@ -363,15 +373,15 @@ class Trainer:
         settings = self.settings
         self.model.train()
         pictures, labels = make_batch(data, settings, self.step)
+        rate, split = settings.schedule(self.step)[2], settings.photographs
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = rate
         # bfloat16 doubles the speed on CPUs with AMX; weights, norms' statistics and loss stay
         # float32.
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.model(
                 pictures.contiguous(memory_format=torch.channels_last), output_hidden_states=True
             ).hidden_states[-1]
-        split = settings.photographs
         exact, true_m = hidden[split:].float(), labels[split:]
         loss = scene_loss(exact, true_m, settings.log_weight)
         if split:
@@ -384,12 +394,6 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
-    def _learning_rate(self) -> float:
-        settings = self.settings
-        warm = min(1.0, (self.step + 1) / max(1, settings.warmup))
-        left = min(1.0, (settings.steps - self.step) / max(1, settings.cooldown))
-        return settings.learning_rate * warm * left
-
     def save(self) -> None:
         """Write the checkpoint: whole or not at all."""
         if self.checkpoint is not None:
@@ -397,17 +401,19 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "losses": self.losses,
-                "settings": asdict(self.settings),
+                "settings": _as_json(self.settings),
             }
             save_checkpoint(self.checkpoint, self.model, self.optimizer, state)
 
     def _load(self, path: Path) -> None:
         state = checkpoint_state(path)
-        held = Settings(**state["settings"])
-        now = self.settings
-        same = replace(held, steps=now.steps, cooldown=now.cooldown, small_steps=now.small_steps)
-        fixed = min(s.steps - s.cooldown for s in (held, now))
-        if held != now and (same != now or state["step"] > min(fixed, now.small_steps)):
+        held, now, done = _as_json(state["settings"]), _as_json(self.settings), state["step"]
+        # What lies ahead may be changed: more steps, an earlier fall of the rate.
+        ahead = ("steps", "cooldown", "small_steps", "statistics_batches")
+        told = Settings(**{**now, **{name: held[name] for name in ahead}})
+        if {**held, **{name: now[name] for name in ahead}} != now or any(
+            told.schedule(step) != self.settings.schedule(step) for step in range(done)
+        ):
             raise TrainingError(
                 f"{path} was written with other settings; delete it or choose another --work."
             )
@@ -471,6 +477,30 @@ def load_model(folder: Path) -> DenseDepthForDepthEstimation:
     return DenseDepthForDepthEstimation.from_pretrained(folder, dtype=torch.float32)
 
 
+def training_log(trainer: Trainer) -> dict[str, Any]:
+    """What the model's card tells of the training: text, settings, cost and losses."""
+    settings, minutes = trainer.settings, trainer.seconds / 60
+    sources = [(name, licence) for name, (_, licence) in photographs.DEBIAN.items()]
+    sources += [(f"{name} (wheel)", licence) for name, (_, licence) in photographs.WHEELS.items()]
+    text = TRAINING.read_text(encoding="utf-8").format(
+        **asdict(settings),
+        last_scenes=settings.scenes + settings.steps // 4,
+        sources="\n".join(f"| `{name}` | {licence} |" for name, licence in sources),
+        sha256=photographs.TEACHER_SHA256,
+        core_minutes=minutes,
+        losses="\n".join(
+            f"| {step} | {loss:.3f} |"
+            for step, loss in trainer.losses[:: -max(1, len(trainer.losses) // 12)][::-1]
+        ),
+    )
+    return {
+        "text": text.strip(),
+        "settings": _as_json(settings),
+        "core_minutes": round(minutes, 1),
+        "loss": trainer.losses,
+    }
+
+
 @click.command()
 @click.argument("start", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
@@ -481,16 +511,15 @@ def load_model(folder: Path) -> DenseDepthForDepthEstimation:
     show_default=True,
     help="Folder for pictures and the checkpoint; run again with the same one to resume.",
 )
-@click.option("--steps", default=Settings.steps, show_default=True, help="Optimizer steps.")
 @click.option("--seed", default=Settings.seed, show_default=True, help="Seed of batches and crops.")
-def main(start: Path, out: Path, work: Path, steps: int, seed: int) -> None:
+def main(start: Path, out: Path, work: Path, seed: int) -> None:
     """Train the model in START on, and write the model folder OUT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     # One thread: the sums' order, and so the weights, do not depend on the number of cores, and two
     # threads that wait for each other after every layer are many times slower as soon as other work
     # takes a core.
     torch.set_num_threads(1)
-    settings = replace(Settings(), steps=steps, seed=seed)
+    settings = replace(Settings(), seed=seed)
     data = prepare(work, settings)
     trainer = Trainer(settings, load_model(start), work / CHECKPOINT)
     for step, _ in train(trainer, data):
@@ -499,12 +528,8 @@ def main(start: Path, out: Path, work: Path, steps: int, seed: int) -> None:
             logger.info("step %d of %d, loss %.3f, %.0f s", step, settings.steps, loss, seconds)
     trainer.measure_norms(data)
     write_model(trainer.model, out)
-    told = {
-        "settings": asdict(settings),
-        "core_minutes": round(trainer.seconds / 60, 1),
-        "loss": trainer.losses,
-    }
-    (out / "metrics.json").write_text(json.dumps({"training": told}) + "\n")
+    told = {"training": training_log(trainer)}
+    (out / "metrics.json").write_text(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":
