@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 from builder.errors import FgbgError
-from builder.shards import clear_temporary, write_bytes
+from builder.shards import write_bytes
 
 _MODEL, _OPTIMIZER, _STATE = "model.", "optimizer.", "state"
 
@@ -56,7 +56,8 @@ def save_checkpoint(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{_OPTIMIZER}{key}.{name}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    clear_temporary(path.parent)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a run that was killed
+        left.unlink(missing_ok=True)
     write_bytes(path, save(tensors, {_STATE: json.dumps(state)}))
 
 
