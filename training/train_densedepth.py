@@ -31,7 +31,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 from builder.densedepth import (
-    DenseDepthConfig,
     DenseDepthForDepthEstimation,
     DenseDepthImageProcessor,
 )
@@ -263,21 +262,6 @@ def make_batch(data: Data, settings: Settings, step: int) -> tuple[torch.Tensor,
 
 
 # ----------------------------------------------------------------------------------------- training
-
-
-def make_model(**shape: object) -> DenseDepthForDepthEstimation:
-    """A fresh network like the demo's, of random weights; `shape` changes its configuration."""
-    values = {
-        "num_init_features": 32,
-        "growth_rate": 16,
-        "block_config": (4, 6, 10, 8),
-        "decoder_channels": 192,
-        "leaky_between_convs": True,
-        "align_corners": False,
-        "min_depth": scenes.MIN_DEPTH_M,
-        "max_depth": scenes.MAX_DEPTH_M,
-    }
-    return DenseDepthForDepthEstimation(DenseDepthConfig(**{**values, **shape}))
 
 
 def _log_ratio(inverse_depth: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

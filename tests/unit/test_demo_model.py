@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
-import builder.densedepth  # noqa: F401  # registers DenseDepth with the Auto classes
+from builder.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
 from builder.densedepth.metrics import depth_errors
 from training import measure_densedepth as measure
 from training import photographs, scenes
@@ -176,9 +176,21 @@ def tiny(tmp_path_factory):
 
 def small_model():
     torch.manual_seed(0)
-    return training.make_model(
-        num_init_features=16, growth_rate=8, block_config=(1, 1, 1, 1), decoder_channels=32
-    )
+    config = DenseDepthConfig(
+        num_init_features=16, growth_rate=8, block_config=(1, 1, 1, 1), decoder_channels=32,
+        leaky_between_convs=True, align_corners=False, min_depth=0.1, max_depth=10.0,
+    )  # fmt: skip
+    return DenseDepthForDepthEstimation(config)
+
+
+def test_the_card_of_a_run_tells_its_settings_sources_and_losses(tiny, metrics):
+    trainer = training.Trainer(tiny[0], small_model())
+    trainer.losses, trainer.seconds = [(5, 2.125), (14, 1.5)], 600
+    log = training.training_log(trainer)
+    card = measure.model_card({**metrics, "training": json.loads(json.dumps(log))})
+    assert "the last 4 of 14\n  steps" in card and "10 core-minutes" in card
+    assert "| `mate-backgrounds` | GPL-2+ |" in card and photographs.TEACHER_SHA256 in card
+    assert card.index("| 5 | 2.125 |") < card.index("| 14 | 1.500 |")
 
 
 def test_batches_depend_on_the_step_alone(tiny):
