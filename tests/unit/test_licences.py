@@ -82,7 +82,7 @@ def test_what_a_source_allows(source: str, allowed: set[str | None]) -> None:
 
 def test_conflicts_are_grouped_by_reason() -> None:
     def entry(name: str, licence: str) -> SourceEntry:
-        return SourceEntry(id=name, file=f"{name}.png", sha256="", width=1, height=1,
+        return SourceEntry(id=name, file=f"{name}.png", sha256="0" * 64, width=1, height=1,
                            source_width=1, source_height=1, licence=licence)  # fmt: skip
 
     kinds = (
