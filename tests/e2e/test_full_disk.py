@@ -19,7 +19,7 @@ from builder.engine import BuildOptions
 from builder.work import WorkFolder
 from fgbg_dataset import FgbgDataset
 from tests.e2e.running import COMMAND, OPTIONS, files_of
-from tests.e2e.test_resume import commits, processes_of, start, wait_until
+from tests.e2e.test_resume import await_end, commits, start, wait_until
 
 # 80 records in 12 shards; the set takes about 700 kB
 SMALL = (*OPTIONS, "--placements", "2", "--shard-records", "8", "--depth-model", "none")
@@ -161,7 +161,7 @@ def test_workers_out_of_space_end_with_one_sentence(sources, disk, undisturbed):
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "Error: " + sentence(out, "full")
     assert "Traceback" not in stderr
-    assert processes_of(process.pid) == []
+    await_end(process.pid)
     assert phase(out) == "shards"
     assert not list(disk.rglob("*.tmp"))
     assert remount(disk, "size=64m")

@@ -6,9 +6,7 @@ The long run (`make test-long`) prints how many of which there were.
 from __future__ import annotations
 
 import json
-import os
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -19,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.running import OPTIONS, fgbg, files_of
-from tests.e2e.test_resume import commits, linger, processes_of, start, wait_until
+from tests.e2e.test_resume import await_end, commits, linger, start, wait_until
 
 # 240 records in about 80 shards, so that every kill leaves some to do
 SMALL = (*OPTIONS, "--placements", "6", "--shard-records", "3", "--depth-model", "none")
@@ -41,18 +39,6 @@ def at_work(process: subprocess.Popen[str], out: Path) -> bool:
         except (OSError, ValueError):  # just deleted
             continue
     return False
-
-
-def await_end(session: int) -> None:
-    """Wait until no process of a session is left, without asking again and again."""
-    for pid in processes_of(session):
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        ended = select.select([descriptor], [], [], 60)[0]
-        os.close(descriptor)
-        assert ended, f"process {pid} outlives its build"
 
 
 def disturb(

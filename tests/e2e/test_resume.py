@@ -55,6 +55,18 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
+def await_end(session: int) -> None:
+    """Wait until no process of a session is left, without asking again and again."""
+    for pid in processes_of(session):
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended = select.select([descriptor], [], [], 60)[0]
+        os.close(descriptor)
+        assert ended, f"process {pid} outlives its build"
+
+
 def commits(out: Path) -> set[str]:
     return {p.name for p in (out.parent / f".{out.name}.fgbg" / "shards").glob("*.json")}
 
@@ -107,11 +119,7 @@ def test_no_process_outlives_a_build_and_workers_resume(sources, tiny_model, tmp
     if word:
         last = stderr.splitlines()[-1]
         assert last == f"Error: {word}. Finished shards are kept; the same command resumes."
-    rest = processes_of(process.pid)
-    for pid in rest:  # they end by themselves; wait without polling the clock
-        descriptor = os.pidfd_open(pid)
-        assert select.select([descriptor], [], [], 60)[0], f"process {pid} is still there"
-        os.close(descriptor)
+    await_end(process.pid)
     done = len(commits(out))
     state = json.loads(fgbg("status", out, "--json").stdout)
     assert state["finished"] is False

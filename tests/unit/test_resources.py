@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -146,3 +148,17 @@ def test_no_more_workers_are_started_than_fit() -> None:
     assert workers_that_fit(8, 3 * 10**9, 10**9) == 3
     assert workers_that_fit(2, 3 * 10**9, 10**9) == 2
     assert workers_that_fit(8, 0, 10**9) == 1
+
+
+def test_peak_memory_is_not_that_of_the_process_this_one_came_from() -> None:
+    # `fgbg plan` once told the 1.5 GB of what had started it.
+    child = "from builder.resources import peak_bytes; print(peak_bytes())"
+    parent = (
+        "import subprocess, sys\n"
+        "large = bytes(range(256)) * 2_000_000\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True
+    )
+    assert 2**20 < int(done.stdout) < 300_000_000
