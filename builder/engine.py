@@ -194,7 +194,7 @@ def build_shards(
             bar.update(total - ledger.rows(missing) - ledger.rows(failed) - bar.n)
     if failed:
         causes = {ledger.name(number): cause for number, cause in failed.items()}
-        raise BuildFailedError(causes, ledger.n_committed(), options.resume)
+        raise BuildFailedError(causes, len(numbers) - len(failed), options.resume)
 
 
 def _tell_wait(n_missing: int, owner: Owner | None) -> None:
