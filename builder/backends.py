@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -147,11 +148,22 @@ class OpenVinoBackend:
         return DepthEstimatorOutput(predicted_depth=metres)
 
 
-def openvino_has_bfloat16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this processor, and does not quietly in float32."""
+@cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process.
+
+    Each Core replaces the stack of the thread's signal handlers and puts the one before back when
+    it ends. Of two that end in the order of their making, the second puts back the freed stack of
+    the first, and the next signal, be it Ctrl-C or the end of a child, is a segmentation fault.
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def openvino_has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor, and does not quietly in float32."""
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _compiled(
@@ -164,7 +176,6 @@ def _compiled(
 
     Tracing runs the module, so it is done on one image.
     """
-    import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -182,4 +193,4 @@ def _compiled(
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # or all of them sit on the same core
     }
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return openvino_core().compile_model(model, "CPU", settings).create_infer_request()

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from builder.backends import openvino_core
 from training.loop import TrainingError
 from training.scenes import Bytes
 
@@ -208,9 +209,7 @@ class Teacher:
     """FastDepth by OpenVINO, one thread."""
 
     def __init__(self, folder: Path) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_core()
         options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         self._model = core.compile_model(core.read_model(folder / TEACHER[1]), "CPU", options)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +138,30 @@ def test_openvino_computes_in_the_precision_named(tiny_model, precision, expecte
         (kind,) = {i["runtimePrecision"].astype(str) for i in convolutions}
         found.append(str(kind))
     assert found == expected
+
+
+SIGNALLED = """
+import faulthandler, signal, sys
+from builder.backends import OpenVinoBackend
+from builder.densedepth import DenseDepthForDepthEstimation
+
+faulthandler.enable()  # gives signal handlers a stack of their own
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+network = DenseDepthForDepthEstimation.from_pretrained(sys.argv[1]).eval()
+kept = [OpenVinoBackend(network, "float32", 1, 64) for _ in range(2)]
+while kept:
+    kept.pop(0)
+signal.raise_signal(signal.SIGUSR1)
+print("handled", len(handled))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGUSR1")
+def test_signals_are_handled_after_models_are_gone(tiny_model):
+    command = [sys.executable, "-c", SIGNALLED, str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "handled 1\n"), done.stderr
 
 
 def with_steep_head(folder, target, gain):
