@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Torch first and alone: with it installed, nothing pulls another build of it in.
 TORCH := torch==2.13.0
-# One file's tests stay in one process, so that what they build together is built once.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# One file's tests stay in one process, so that what they build together is built once. A process
+# that died is not replaced: with loadfile, xdist then waits for its tests for ever.
+PARALLEL := --numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long check bench demo-sources demo-model clean
