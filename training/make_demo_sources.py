@@ -38,17 +38,17 @@ FOREGROUNDS: dict[str, tuple[str, int]] = {
 }
 # File stem -> (kind, seed).
 BACKGROUNDS: dict[str, tuple[str, int]] = {
-    "corridor-dotted": ("corridor", 511),
     "corridor-long": ("corridor", 518),
     "corridor-striped": ("corridor", 541),
     "courtyard-bench": ("courtyard", 511),
-    "courtyard-cobbles": ("courtyard", 523),
     "courtyard-garden": ("courtyard", 533),
-    "room-checkered": ("room", 535),
+    "office-desks": ("office", 607),
+    "office-plant": ("office", 609),
     "room-living": ("room", 542),
     "room-study": ("room", 530),
+    "stairs-dotted": ("stairs", 608),
+    "stairs-striped": ("stairs", 614),
     "street-lane": ("street", 530),
-    "street-terrace": ("street", 513),
     "street-town": ("street", 503),
 }
 

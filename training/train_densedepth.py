@@ -60,12 +60,12 @@ class Settings:
     batch: int = 16
     # The first steps learn at a smaller size, which costs about half.
     small_side_px: int = 192
-    small_steps: int = 2000
-    steps: int = 4000
+    small_steps: int = 4000
+    steps: int = 8000
     # The rate is constant, then falls straight to 0 in the cooldown. A crop is a narrower view,
     # which makes everything look nearer than it is; so pictures are whole in the cooldown.
     learning_rate: float = 1e-3
-    cooldown: int = 1000
+    cooldown: int = 2500
     photographs: int = 6  # of each batch
     warmup: int = 50
     weight_decay: float = 1e-4
