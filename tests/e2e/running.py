@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +34,66 @@ def files_of(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that its children can be told from ours
+    )
+
+
+def wait_until(process: subprocess.Popen[str], condition) -> bool:
+    """Wait until a condition holds; False when the process ended before."""
+    while not condition():
+        try:
+            process.wait(timeout=0.01)
+        except subprocess.TimeoutExpired:
+            continue
+        return bool(condition())
+    return True
+
+
+def linger(process: subprocess.Popen[str], seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+
+
+def processes_of(session: int) -> list[int]:
+    """Return the living processes of a session, from /proc."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def ended(pids: list[int]) -> bool:
+    """Wait until processes have ended by themselves, without asking again and again."""
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        done = select.select([descriptor], [], [], 60)[0]
+        os.close(descriptor)
+        if not done:
+            return False
+    return True
+
+
+def await_end(session: int) -> None:
+    """Wait until no process of a session is left."""
+    pids = processes_of(session)
+    assert ended(pids), f"of the processes {pids} one outlives its build"
+
+
+def commits(out: Path) -> set[str]:
+    return {p.name for p in (out.parent / f".{out.name}.fgbg" / "shards").glob("*.json")}

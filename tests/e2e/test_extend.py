@@ -13,8 +13,7 @@ from datasets import load_dataset
 from builder.verify import verify
 from fgbg_dataset import FgbgDataset, earlier_set
 from tests.conftest import blob, scene
-from tests.e2e.running import OPTIONS, fgbg, files_of
-from tests.e2e.test_resume import commits, start, wait_until
+from tests.e2e.running import OPTIONS, commits, fgbg, files_of, start, wait_until
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 
 from builder.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
 from tests.e2e.hub import TOKEN, serve
-from tests.e2e.running import files_of
-from tests.e2e.test_resume import wait_until
+from tests.e2e.running import files_of, wait_until
 from training.finetune_densedepth import main
 
 # 54 records in batches of 8: nearly nine epochs, so that a stop falls into any part of one.

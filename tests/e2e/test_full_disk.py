@@ -18,8 +18,7 @@ from builder import OutputError
 from builder.engine import BuildOptions
 from builder.work import WorkFolder
 from fgbg_dataset import FgbgDataset
-from tests.e2e.running import COMMAND, OPTIONS, files_of
-from tests.e2e.test_resume import await_end, commits, start, wait_until
+from tests.e2e.running import COMMAND, OPTIONS, await_end, commits, files_of, start, wait_until
 
 # 80 records in 12 shards; the set takes about 700 kB
 SMALL = (*OPTIONS, "--placements", "2", "--shard-records", "8", "--depth-model", "none")

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.running import OPTIONS, fgbg, files_of
-from tests.e2e.test_resume import await_end, commits, linger, start, wait_until
+from tests.e2e.running import OPTIONS, await_end, commits, fgbg, files_of, linger, start, wait_until
 
 # 240 records in about 80 shards, so that every kill leaves some to do
 SMALL = (*OPTIONS, "--placements", "6", "--shard-records", "3", "--depth-model", "none")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import shutil
 import signal
 import subprocess
@@ -18,8 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import COMMAND, OPTIONS, fgbg, files_of
-from tests.e2e.test_resume import commits, linger, wait_until
+from tests.e2e.running import COMMAND, OPTIONS, commits, ended, fgbg, files_of, linger, wait_until
 
 # 4 foregrounds x 5 backgrounds x 2 flips x 5 places = 200 records of 64 px in 53 shards
 RAY = (*OPTIONS[:-2], "--placements", "5", "--shard-records", "4")
@@ -74,20 +72,6 @@ def stat_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
-def gone(pids: list[int]) -> bool:
-    """Wait until processes have ended by themselves."""
-    for pid in pids:
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        ended = select.select([descriptor], [], [], 60)[0]
-        os.close(descriptor)
-        if not ended:
-            return False
-    return True
-
-
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[Namespace]:
     # CI has to be able to
@@ -136,7 +120,7 @@ class ThreeRaylets:
     def close(self) -> None:
         raylets = self.namespace.living()
         self._process.communicate(timeout=60)
-        assert gone(raylets)
+        assert ended(raylets)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +153,7 @@ def test_a_killed_raylet_changes_no_byte(cluster, sources, tiny_model, undisturb
     assert process.returncode == 0, stderr
     assert files_of(out) == files_of(undisturbed)
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
-    assert gone(cluster.makers())
+    assert ended(cluster.makers())
     assert len(cluster.ask("+")) == 2
 
 
@@ -184,7 +168,7 @@ def test_the_driver_is_killed_and_a_local_build_goes_on(
     process.kill()
     process.communicate()
     assert makers
-    assert gone(makers)
+    assert ended(makers)
     fgbg("build", *arguments)
     assert files_of(out) == files_of(undisturbed)
 
@@ -225,7 +209,7 @@ def test_a_node_that_does_not_see_out_is_named(cluster, sources, tiny_model, tmp
         "Error: Ray node 127.0.0.1 can not take part: it sees nothing in "
         f"{tmp_path}/.set.fgbg; OUT must be on storage that all nodes share."
     )
-    assert gone(cluster.makers())
+    assert ended(cluster.makers())
 
 
 @pytest.mark.parametrize(
@@ -244,7 +228,7 @@ def test_a_stopped_build_ends_the_ray_it_started(namespace, sources, tiny_model,
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert "Finished shards are kept; the same command resumes." in stderr
-    assert gone(list(started))
+    assert ended(list(started))
     assert not out.exists()
 
 
@@ -299,7 +283,7 @@ def test_a_full_disk_ends_the_build_at_once(cluster, sources, tmp_path):
         _, stderr = process.communicate(timeout=120)
         assert process.returncode == 1
         assert stderr.splitlines()[-1].startswith(f"Error: {tmp_path}/set can not be written: No ")
-        assert gone(cluster.makers())
+        assert ended(cluster.makers())
         remount = f"remount,{size.format(90000)}"
         subprocess.run(["mount", "-o", remount, tmp_path], check=True)
         process = cluster.build(*sources, tmp_path / "set", *options)
@@ -345,7 +329,7 @@ def test_kills_at_random_points_change_no_byte(cluster, sources, tiny_model, und
             if kind == "raylet":
                 assert len(cluster.ask("+")) == 2
         process.communicate()
-        assert gone(cluster.makers())
+        assert ended(cluster.makers())
         if out.exists():  # it was finished all the same: begin again
             assert files_of(out) == files_of(undisturbed)
             shutil.rmtree(out)

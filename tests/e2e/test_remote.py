@@ -13,9 +13,8 @@ from click.testing import CliRunner, Result
 
 from builder.cli import main
 from builder.store import place
-from tests.e2e.running import OPTIONS, files_of
+from tests.e2e.running import OPTIONS, files_of, start, wait_until
 from tests.e2e.s3 import BUCKET, KEY, SECRET, serve
-from tests.e2e.test_resume import start, wait_until
 
 SMALL = (*OPTIONS, "--shard-records", "6", "--depth-model", "none")  # 20 shards
 

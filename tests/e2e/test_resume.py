@@ -6,69 +6,22 @@ import contextlib
 import json
 import os
 import random
-import select
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import COMMAND, OPTIONS, fgbg, files_of
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that its children can be told from ours
-    )
-
-
-def wait_until(process: subprocess.Popen[str], condition) -> bool:
-    """Wait until a condition holds; False when the process ended before."""
-    while not condition():
-        try:
-            process.wait(timeout=0.01)
-        except subprocess.TimeoutExpired:
-            continue
-        return bool(condition())
-    return True
-
-
-def linger(process: subprocess.Popen[str], seconds: float) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=seconds)
-
-
-def processes_of(session: int) -> list[int]:
-    """Return the living processes of a session, from /proc."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-        except (OSError, IndexError):
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(entry.name))
-    return found
-
-
-def await_end(session: int) -> None:
-    """Wait until no process of a session is left, without asking again and again."""
-    for pid in processes_of(session):
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        ended = select.select([descriptor], [], [], 60)[0]
-        os.close(descriptor)
-        assert ended, f"process {pid} outlives its build"
-
-
-def commits(out: Path) -> set[str]:
-    return {p.name for p in (out.parent / f".{out.name}.fgbg" / "shards").glob("*.json")}
+from tests.e2e.running import (
+    OPTIONS,
+    await_end,
+    commits,
+    fgbg,
+    files_of,
+    linger,
+    processes_of,
+    start,
+    wait_until,
+)
 
 
 @pytest.mark.timeout(600)

@@ -9,8 +9,7 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.running import OPTIONS, fgbg, files_of
-from tests.e2e.test_resume import commits, start, wait_until
+from tests.e2e.running import OPTIONS, commits, fgbg, files_of, start, wait_until
 
 SMALL = (*OPTIONS, "--shard-records", "6", "--depth-model", "none")
 
