@@ -298,7 +298,6 @@ def model_card(metrics: Figures) -> str:
 
 _COMPARED = {
     "before": "the demo model before",
-    "trial": "a trial of `make demo-model`, 550 steps, not bundled",
     "teacher": "the teacher, FastDepth",
     "height": "higher in the picture is farther",
 }

@@ -1,9 +1,9 @@
 """Train the demo depth model on: `python -m training.train_densedepth START OUT`.
 
-START is the demo model as it was before, trained on rendered scenes alone; OUT becomes the model
-folder. It goes on with two kinds of pictures, half and half pasted over with cut-outs as composites
-are: rendered scenes with exact depth (training/scenes.py), and photographs with the depth that a
-teacher sees in them (training/photographs.py).
+START is a model of the same design: the demo model as it was before. OUT becomes the model folder.
+Training goes on with two kinds of pictures, seven in ten of them pasted over with cut-outs as
+composites are: rendered scenes with exact depth (training/scenes.py), and photographs with the
+depth that a teacher sees in them (training/photographs.py).
 
 One seeded run, resumable at every stage: fetched packages and finished chunks of pictures are kept
 in the work folder, and training goes on from its last checkpoint with the batches it would have
@@ -15,6 +15,7 @@ Arrays are (N, S, S, 3) uint8 RGB and (N, S, S) uint16 depth in mm; tensors (B, 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -461,8 +462,10 @@ def load_model(folder: Path) -> DenseDepthForDepthEstimation:
     return DenseDepthForDepthEstimation.from_pretrained(folder, dtype=torch.float32)
 
 
-def training_log(trainer: Trainer) -> dict[str, Any]:
-    """What the model's card tells of the training: text, settings, cost and losses."""
+def training_log(trainer: Trainer, start: Path) -> dict[str, Any]:
+    """What the model's card tells of the training that began with the model in the folder START:
+    text, settings, cost and losses.
+    """
     settings, minutes = trainer.settings, trainer.seconds / 60
     sources = [(name, licence) for name, (_, licence) in photographs.DEBIAN.items()]
     sources += [(f"{name} (wheel)", licence) for name, (_, licence) in photographs.WHEELS.items()]
@@ -470,6 +473,7 @@ def training_log(trainer: Trainer) -> dict[str, Any]:
         **asdict(settings),
         last_scenes=settings.scenes + settings.steps // 4,
         sources="\n".join(f"| `{name}` | {licence} |" for name, licence in sources),
+        start_sha256=hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest(),
         sha256=photographs.TEACHER_SHA256,
         core_minutes=minutes,
         losses="\n".join(
@@ -512,7 +516,7 @@ def main(start: Path, out: Path, work: Path, seed: int) -> None:
             logger.info("step %d of %d, loss %.3f, %.0f s", step, settings.steps, loss, seconds)
     trainer.measure_norms(data)
     write_model(trainer.model, out)
-    told = {"training": training_log(trainer)}
+    told = {"training": training_log(trainer, start)}
     (out / "metrics.json").write_text(json.dumps(told) + "\n")
 
 

@@ -2,6 +2,7 @@
 again.
 """
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -186,10 +187,12 @@ def small_model():
 def test_the_card_of_a_run_tells_its_settings_sources_and_losses(tiny, metrics):
     trainer = training.Trainer(tiny[0], small_model())
     trainer.losses, trainer.seconds = [(5, 2.125), (14, 1.5)], 600
-    log = training.training_log(trainer)
+    log = training.training_log(trainer, MODEL)
     card = measure.model_card({**metrics, "training": json.loads(json.dumps(log))})
     assert "the last 4 of 14\n  steps" in card and "10 core-minutes" in card
     assert "| `mate-backgrounds` | GPL-2+ |" in card and photographs.TEACHER_SHA256 in card
+    weights = (MODEL / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in card
     assert card.index("| 5 | 2.125 |") < card.index("| 14 | 1.500 |")
 
 
