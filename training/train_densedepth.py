@@ -15,7 +15,6 @@ Arrays are (N, S, S, 3) uint8 RGB and (N, S, S) uint16 depth in mm; tensors (B, 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -37,6 +36,7 @@ from builder.densedepth import (
 )
 from builder.densedepth.modeling_densedepth import L1_WEIGHT, loss_terms
 from builder.shards import write_bytes
+from builder.sources import sha256_file
 from training import photographs, scenes
 from training.loop import TrainingError, checkpoint_state, load_checkpoint, save_checkpoint
 from training.photographs import Millimetres
@@ -473,7 +473,7 @@ def training_log(trainer: Trainer, start: Path) -> dict[str, Any]:
         **asdict(settings),
         last_scenes=settings.scenes + settings.steps // 4,
         sources="\n".join(f"| `{name}` | {licence} |" for name, licence in sources),
-        start_sha256=hashlib.sha256((start / "model.safetensors").read_bytes()).hexdigest(),
+        start_sha256=sha256_file(start / "model.safetensors"),
         sha256=photographs.TEACHER_SHA256,
         core_minutes=minutes,
         losses="\n".join(

@@ -62,16 +62,21 @@ def linger(process: subprocess.Popen[str], seconds: float) -> None:
         process.wait(timeout=seconds)
 
 
+def stat_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name: state, parent, ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+
+
 def processes_of(session: int) -> list[int]:
     """Return the living processes of a session, from /proc."""
     found = []
-    for entry in Path("/proc").iterdir():
+    for pid in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
         try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            fields = stat_of(pid)
         except (OSError, IndexError):
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(entry.name))
+            found.append(pid)
     return found
 
 

@@ -17,7 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import COMMAND, OPTIONS, commits, ended, fgbg, files_of, linger, wait_until
+from tests.e2e.running import (
+    COMMAND,
+    OPTIONS,
+    commits,
+    ended,
+    fgbg,
+    files_of,
+    linger,
+    stat_of,
+    wait_until,
+)
 
 # 4 foregrounds x 5 backgrounds x 2 flips x 5 places = 200 records of 64 px in 53 shards
 RAY = (*OPTIONS[:-2], "--placements", "5", "--shard-records", "4")
@@ -65,11 +75,6 @@ class Namespace:
 
     def close(self) -> None:
         self._holder.communicate()
-
-
-def stat_of(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name: state, parent, ..."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
 
 
 @pytest.fixture(scope="module")
