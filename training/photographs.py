@@ -61,6 +61,13 @@ DEBIAN = {
         ),
         "GPL-2+",
     ),
+    "scratch": (
+        (
+            "usr/share/scratch/Media/Backgrounds/{Indoors/chalk,Indoors/cloth,Indoors/h,Indoors/k,"
+            "Indoors/the,Nature/,Outdoors/,Sports/}*.jpg"
+        ),
+        "CC-BY-SA-3.0",
+    ),
     "tuxpaint-data": ("usr/share/tuxpaint/templates/*.jpg", "GPL-2"),
     "tuxpaint-stamps-default": ("", "GPL-2"),
 }

@@ -1,6 +1,8 @@
 """Train the demo depth model on: `python -m training.train_densedepth START OUT`.
 
-START is a model of the same design: the demo model as it was before. OUT becomes the model folder.
+START is a model of the same design, the demo model as it was before; it may be narrower, and then
+becomes as wide as the settings say (training/widen.py). OUT becomes the model folder.
+
 Training goes on with two kinds of pictures, seven in ten of them pasted over with cut-outs as
 composites are: rendered scenes with exact depth (training/scenes.py), and photographs with the
 depth that a teacher sees in them (training/photographs.py).
@@ -18,9 +20,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +46,7 @@ from training import photographs, scenes
 from training.loop import TrainingError, checkpoint_state, load_checkpoint, save_checkpoint
 from training.photographs import Millimetres
 from training.scenes import Bytes
+from training.widen import widened
 
 CHUNK = 100
 CHECKPOINT = "checkpoint.safetensors"
@@ -55,18 +61,21 @@ class Settings:
     """Everything that decides the weights; the defaults are the demo model."""
 
     seed: int = 0
-    scenes: int = 400  # at the first step; one more at every fourth
-    crops: int = 8  # of each photograph
+    growth_rate: int = 32
+    decoder_channels: int = 256
+    scenes: int = 4000  # at the first step
+    new_scenes: int = 2  # at every step
+    crops: int = 24  # of each photograph
     side_px: int = 256
     batch: int = 16
     # The first steps learn at a smaller size, which costs about half.
     small_side_px: int = 192
-    small_steps: int = 4000
-    steps: int = 8000
+    small_steps: int = 5000
+    steps: int = 7800
     # The rate is constant, then falls straight to 0 in the cooldown. A crop is a narrower view,
     # which makes everything look nearer than it is; so pictures are whole in the cooldown.
     learning_rate: float = 1e-3
-    cooldown: int = 2500
+    cooldown: int = 4800
     photographs: int = 6  # of each batch
     warmup: int = 50
     weight_decay: float = 1e-4
@@ -130,10 +139,13 @@ class ScenePool:
     def first(self, count: int) -> list[Pool]:
         """Chunks that hold at least the first `count` scenes."""
         while CHUNK * len(self.chunks) < count:
-            first = CHUNK * len(self.chunks)
-            path = self.folder / f"bare-{self.side}-{first:07d}-{CHUNK}.npz"
-            self.chunks.append(cached(path, lambda first=first: self._render(first)))  # type: ignore[misc]
+            self.chunks.append(self.chunk(CHUNK * len(self.chunks)))
         return self.chunks
+
+    def chunk(self, first: int) -> Pool:
+        """The chunk that begins with a scene."""
+        path = self.folder / f"bare-{self.side}-{first:07d}-{CHUNK}.npz"
+        return cached(path, lambda: self._render(first))
 
     def _render(self, first: int) -> Pool:
         kinds = len(scenes.KINDS)
@@ -142,6 +154,23 @@ class ScenePool:
             for seed in range(first, first + CHUNK)
         ]
         return Pool(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def render_ahead(pool: ScenePool, count: int) -> BaseProcess:
+    """Start a process that renders the first `count` scenes into the pool's folder.
+
+    It gives way to all other work, and ends with this process.
+    """
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_render_chunks, args=(pool, count), daemon=True)
+    process.start()
+    return process
+
+
+def _render_chunks(pool: ScenePool, count: int) -> None:
+    os.nice(15)
+    for first in range(0, count, CHUNK):
+        pool.chunk(first)
 
 
 class Data(NamedTuple):
@@ -237,7 +266,7 @@ def make_batch(data: Data, settings: Settings, step: int) -> tuple[torch.Tensor,
     predicts; photographs come first.
     """
     side, whole, _ = settings.schedule(step)
-    known = settings.scenes + step // 4
+    known = settings.scenes + settings.new_scenes * step
     rng = np.random.default_rng([settings.seed, step])
     pictures, labels = [], []
     for place in range(settings.batch):
@@ -341,8 +370,10 @@ class Trainer:
         settings: Settings,
         model: DenseDepthForDepthEstimation,
         checkpoint: Path | None = None,
+        start_sha256: str = "",
     ) -> None:
         self.settings, self.model, self.checkpoint = settings, model, checkpoint
+        self.start_sha256 = start_sha256  # of the weights that the training began with
         self.step, self.seconds = 0, 0.0
         self.losses: list[tuple[int, float]] = []
         # Half again as fast; convolution weights alone have the four dimensions this is about.
@@ -387,6 +418,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "losses": self.losses,
                 "settings": _as_json(self.settings),
+                "start_sha256": self.start_sha256,
             }
             save_checkpoint(self.checkpoint, self.model, self.optimizer, state)
 
@@ -396,11 +428,14 @@ class Trainer:
         # What lies ahead may be changed: more steps, an earlier fall of the rate.
         ahead = ("steps", "cooldown", "small_steps", "statistics_batches")
         told = Settings(**{**now, **{name: held[name] for name in ahead}})
-        if {**held, **{name: now[name] for name in ahead}} != now or any(
-            told.schedule(step) != self.settings.schedule(step) for step in range(done)
+        if (
+            state["start_sha256"] != self.start_sha256
+            or {**held, **{name: now[name] for name in ahead}} != now
+            or any(told.schedule(step) != self.settings.schedule(step) for step in range(done))
         ):
             raise TrainingError(
-                f"{path} was written with other settings; delete it or choose another --work."
+                f"{path} was written with other settings or another start model; delete it or "
+                "choose another --work."
             )
         load_checkpoint(path, self.model, self.optimizer)
         self.step, self.seconds = state["step"], state["seconds"]
@@ -462,18 +497,16 @@ def load_model(folder: Path) -> DenseDepthForDepthEstimation:
     return DenseDepthForDepthEstimation.from_pretrained(folder, dtype=torch.float32)
 
 
-def training_log(trainer: Trainer, start: Path) -> dict[str, Any]:
-    """What the model's card tells of the training that began with the model in the folder START:
-    text, settings, cost and losses.
-    """
+def training_log(trainer: Trainer) -> dict[str, Any]:
+    """What the model's card tells of its training: text, settings, cost and losses."""
     settings, minutes = trainer.settings, trainer.seconds / 60
     sources = [(name, licence) for name, (_, licence) in photographs.DEBIAN.items()]
     sources += [(f"{name} (wheel)", licence) for name, (_, licence) in photographs.WHEELS.items()]
     text = TRAINING.read_text(encoding="utf-8").format(
         **asdict(settings),
-        last_scenes=settings.scenes + settings.steps // 4,
+        last_scenes=settings.scenes + settings.new_scenes * settings.steps,
         sources="\n".join(f"| `{name}` | {licence} |" for name, licence in sources),
-        start_sha256=sha256_file(start / "model.safetensors"),
+        start_sha256=trainer.start_sha256,
         sha256=photographs.TEACHER_SHA256,
         core_minutes=minutes,
         losses="\n".join(
@@ -509,14 +542,21 @@ def main(start: Path, out: Path, work: Path, seed: int) -> None:
     torch.set_num_threads(1)
     settings = replace(Settings(), seed=seed)
     data = prepare(work, settings)
-    trainer = Trainer(settings, load_model(start), work / CHECKPOINT)
+    narrow = load_model(start)
+    torch.manual_seed(seed)
+    model = widened(narrow, settings.growth_rate, settings.decoder_channels)
+    start_sha256 = sha256_file(start / "model.safetensors")
+    trainer = Trainer(settings, model, work / CHECKPOINT, start_sha256)
+    # A scene takes a third of a step: this process finds those it needs, and renders what is late.
+    last = settings.scenes + settings.new_scenes * settings.steps
+    render_ahead(ScenePool(data.scenes.folder, settings.side_px), last)
     for step, _ in train(trainer, data):
         if trainer.losses and step == trainer.losses[-1][0]:
             loss, seconds = trainer.losses[-1][1], trainer.seconds
             logger.info("step %d of %d, loss %.3f, %.0f s", step, settings.steps, loss, seconds)
     trainer.measure_norms(data)
     write_model(trainer.model, out)
-    told = {"training": training_log(trainer, start)}
+    told = {"training": training_log(trainer)}
     (out / "metrics.json").write_text(json.dumps(told) + "\n")
 
 

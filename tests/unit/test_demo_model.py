@@ -2,7 +2,6 @@
 again.
 """
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from training import measure_densedepth as measure
 from training import photographs, scenes
 from training import train_densedepth as training
 from training.loop import TrainingError
+from training.widen import widened
 
 MODEL = Path(__file__).parents[2] / "builder" / "demo" / "depth"
 
@@ -185,14 +185,13 @@ def small_model():
 
 
 def test_the_card_of_a_run_tells_its_settings_sources_and_losses(tiny, metrics):
-    trainer = training.Trainer(tiny[0], small_model())
+    trainer = training.Trainer(tiny[0], small_model(), start_sha256="0f1e2d")
     trainer.losses, trainer.seconds = [(5, 2.125), (14, 1.5)], 600
-    log = training.training_log(trainer, MODEL)
+    log = training.training_log(trainer)
     card = measure.model_card({**metrics, "training": json.loads(json.dumps(log))})
     assert "the last 4 of 14\n  steps" in card and "10 core-minutes" in card
     assert "| `mate-backgrounds` | GPL-2+ |" in card and photographs.TEACHER_SHA256 in card
-    weights = (MODEL / "model.safetensors").read_bytes()
-    assert hashlib.sha256(weights).hexdigest() in card
+    assert "`0f1e2d`" in card
     assert card.index("| 5 | 2.125 |") < card.index("| 14 | 1.500 |")
 
 
@@ -217,6 +216,53 @@ def test_scenes_are_rendered_once(tmp_path, monkeypatch):
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.rgb, other.rgb)
         np.testing.assert_array_equal(one.depth_mm, other.depth_mm)
+
+
+def test_scenes_rendered_ahead_are_those_the_training_takes(tmp_path):
+    ahead = training.render_ahead(training.ScenePool(tmp_path / "ahead", 24), 1)
+    here = training.ScenePool(tmp_path / "here", 24).first(1)[0]
+    ahead.join()
+    assert ahead.exitcode == 0
+    (path,) = (tmp_path / "ahead").iterdir()
+    with np.load(path, allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["rgb"], here.rgb)
+        np.testing.assert_array_equal(file["depth_mm"], here.depth_mm)
+
+
+@pytest.fixture
+def trained_model():
+    """A small model with no weight, bias or statistic at the value it began with."""
+    model, draws = small_model().eval(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.rand(value.shape, generator=draws)
+                value.add_(noise * (1 if "running_var" in name else 0.2))
+    return model
+
+
+@pytest.mark.parametrize("widths", [(12, 32), (8, 80), (8, 32)])
+def test_a_widened_model_predicts_what_the_model_did(trained_model, widths):
+    pictures = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(3)
+    wide = widened(trained_model, *widths).eval()
+    with torch.no_grad():
+        before, after = (m(pictures).predicted_depth for m in (trained_model, wide))
+    assert float(before.std()) > 0.01
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (trained_model, wide)]
+    assert (counts[1] > counts[0]) == (widths != (8, 32))
+    # Nothing is cut off for good: old channels learn to hear the new ones.
+    wide.train()
+    wide(pictures, output_hidden_states=True).hidden_states[-1].square().mean().backward()
+    deaf = [p.grad[p == 0] for p in wide.parameters() if p.ndim == 4 and bool((p == 0).any())]
+    assert bool(deaf) == (widths != (8, 32)) and all(bool((grad != 0).any()) for grad in deaf)
+
+
+def test_a_model_is_not_made_narrower(trained_model):
+    for widths in ((4, 32), (8, 16)):
+        with pytest.raises(TrainingError, match="growth rate of 8 and 32 decoder channels, more"):
+            widened(trained_model, *widths)
 
 
 def test_a_few_steps_reduce_the_loss(tiny):
@@ -261,6 +307,8 @@ def test_only_what_lies_ahead_may_change_in_a_run(tiny, tmp_path):
     trainer.save()
     with pytest.raises(TrainingError, match="other settings"):
         training.Trainer(replace(settings, seed=1), small_model(), checkpoint)
+    with pytest.raises(TrainingError, match="another start model"):
+        training.Trainer(settings, small_model(), checkpoint, start_sha256="0f1e2d")
     longer = training.Trainer(replace(settings, steps=20), small_model(), checkpoint)
     assert longer.step == 1
     with pytest.raises(TrainingError, match="other settings"):  # it would be in its cooldown
