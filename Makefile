@@ -46,7 +46,7 @@ demo-sources: $(VENV)/.done ## render the bundled sources again
 # It goes to a folder of its own: put it into builder/demo/depth if it is better everywhere.
 MODEL := scratch/demo-model/model
 
-demo-model: $(VENV)/.done ## train the bundled depth model on and measure it (two core-hours; resumes)
+demo-model: $(VENV)/.done ## train the bundled depth model on and measure it (two hours on two cores; resumes)
 	$(BIN)/python -m training.train_densedepth builder/demo/depth $(MODEL)
 	$(BIN)/python -m training.measure_densedepth $(MODEL) builder/demo/depth --sheet $(MODEL)/depth.png
 

@@ -324,7 +324,7 @@ class _Pool:
                     if (task := self._next(bool(running))) is None:
                         break
                     try:
-                        with _without_interrupts():
+                        with _undisturbed():
                             running[pool.submit(_make, task)] = task
                     except BrokenProcessPool:  # a process died since the last look
                         self._tasks = chain([task], self._tasks)
@@ -379,16 +379,31 @@ class _Pool:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from processes started meanwhile, also before they have set themselves up."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _undisturbed() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM, and keep Ctrl-C from processes started meanwhile.
+
+    An exception amid the start of a process leaves it without its work, of which it would complain
+    below all that is told. And until it has set itself up, Ctrl-C would end it with a traceback.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other one is interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # None is a handler that is not Python's, and could not be put back.
+            if (handler := signal.getsignal(number)) is not None:
+                before[number] = handler
+                signal.signal(number, lambda sent, _frame: came.append(sent))
+    has_mask = hasattr(signal, "pthread_sigmask")  # not on Windows
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if has_mask else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for caught, handler in before.items():
+            signal.signal(caught, handler)
+        for caught in came:
+            signal.raise_signal(caught)
 
 
 _state: dict[str, Any] = {}

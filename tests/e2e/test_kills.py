@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,37 @@ def test_a_signal_of_each_sort_changes_no_byte(sources, tmp_path, kind):
     wanted = {signal.SIGKILL: 1, signal.SIGTERM: 1, signal.SIGINT: 1}
     counts = kill_and_compare(kind, wanted, random.Random(5), sources, tmp_path)
     assert min(counts[number.name] for number in wanted) >= 1
+
+
+# Sends a build a signal between the start of a worker process and what tells it its work.
+AMID_A_START = """
+import multiprocessing.util as util, os, sys, time
+from builder.cli import main
+number, *arguments = sys.argv[1:]
+spawn = util.spawnv_passfds
+def spawn_and_signal(path, args, fds):
+    pid = spawn(path, args, fds)
+    if b"--multiprocessing-fork" in map(os.fsencode, args):
+        os.kill(os.getpid(), int(number))
+        for _ in range(100):  # Python looks for signals between its steps
+            time.sleep(0)
+    return pid
+util.spawnv_passfds = spawn_and_signal
+main(arguments)
+"""
+
+
+@pytest.mark.parametrize("number", list(WORDS))
+def test_a_signal_amid_the_start_of_a_worker_is_told_once(sources, tmp_path, number):
+    arguments = ["build", *sources, tmp_path / "set", *SMALL, "--workers", "2"]
+    program = [sys.executable, "-c", AMID_A_START, str(int(number)), *arguments]
+    build = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    word, code = WORDS[number]
+    assert build.returncode == code, build.stderr
+    assert build.stderr.count(word) == 1 and "Traceback" not in build.stderr
+    last = f"Error: {word}. Finished shards are kept; the same command resumes."
+    assert build.stderr.splitlines()[-1] == last
+    fgbg(*arguments)
 
 
 @pytest.mark.slow
