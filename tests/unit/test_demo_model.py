@@ -164,7 +164,7 @@ def test_the_teacher_tells_shape_and_order_more_than_scale():
 def tiny(tmp_path_factory):
     """Settings, a small start, and data of eight scenes that also stand for photographs."""
     settings = training.Settings(
-        scenes=8, side_px=64, small_side_px=32, small_steps=4, steps=14, cooldown=4,
+        scenes=8, new_scenes=0, side_px=64, small_side_px=32, small_steps=4, steps=14, cooldown=4,
         batch=4, photographs=1, warmup=2, statistics_batches=3,
     )  # fmt: skip
     pool = training.render_scenes(0, 8, 64, pasted=False)
@@ -205,6 +205,14 @@ def test_batches_depend_on_the_step_alone(tiny):
     assert labels.min() >= 0.1 and labels.max() <= 10
     assert training.make_batch(data, settings, 3)[0].shape == (4, 3, 32, 32)
     assert not torch.equal(training.make_batch(data, settings, 6)[0], pictures)
+
+
+def test_every_step_may_see_more_scenes(tiny, tmp_path):
+    settings, data = replace(tiny[0], scenes=99, new_scenes=1), tiny[1]
+    pool = training.ScenePool(tmp_path, 24)
+    for step, chunks in ((1, 1), (2, 2)):  # of 100 scenes
+        training.make_batch(data._replace(scenes=pool), settings, step)
+        assert len(pool.chunks) == chunks
 
 
 def test_scenes_are_rendered_once(tmp_path, monkeypatch):
