@@ -93,6 +93,10 @@ class Settings:
         left = min(1.0, max(0, self.steps - step) / max(1, self.cooldown))
         return side, step >= self.steps - self.cooldown, self.learning_rate * warm * left
 
+    def scenes_known(self, step: int) -> int:
+        """How many scenes the batch of a step chooses from."""
+        return self.scenes + self.new_scenes * step
+
 
 class Pool(NamedTuple):
     """Pictures (N, S, S, 3) and their depths (N, S, S) in mm."""
@@ -266,7 +270,7 @@ def make_batch(data: Data, settings: Settings, step: int) -> tuple[torch.Tensor,
     predicts; photographs come first.
     """
     side, whole, _ = settings.schedule(step)
-    known = settings.scenes + settings.new_scenes * step
+    known = settings.scenes_known(step)
     rng = np.random.default_rng([settings.seed, step])
     pictures, labels = [], []
     for place in range(settings.batch):
@@ -504,7 +508,7 @@ def training_log(trainer: Trainer) -> dict[str, Any]:
     sources += [(f"{name} (wheel)", licence) for name, (_, licence) in photographs.WHEELS.items()]
     text = TRAINING.read_text(encoding="utf-8").format(
         **asdict(settings),
-        last_scenes=settings.scenes + settings.new_scenes * settings.steps,
+        last_scenes=settings.scenes_known(settings.steps),
         sources="\n".join(f"| `{name}` | {licence} |" for name, licence in sources),
         start_sha256=trainer.start_sha256,
         sha256=photographs.TEACHER_SHA256,
@@ -548,7 +552,7 @@ def main(start: Path, out: Path, work: Path, seed: int) -> None:
     start_sha256 = sha256_file(start / "model.safetensors")
     trainer = Trainer(settings, model, work / CHECKPOINT, start_sha256)
     # A scene takes a third of a step: this process finds those it needs, and renders what is late.
-    last = settings.scenes + settings.new_scenes * settings.steps
+    last = settings.scenes_known(settings.steps + settings.statistics_batches)
     render_ahead(ScenePool(data.scenes.folder, settings.side_px), last)
     for step, _ in train(trainer, data):
         if trainer.losses and step == trainer.losses[-1][0]:

@@ -82,6 +82,3 @@ def _copy_norm(old: nn.BatchNorm2d, new: nn.BatchNorm2d, places: Places) -> None
     for name, values in old.state_dict().items():
         if values.ndim:
             new.state_dict()[name][places] = values
-
-
-__all__ = ["widened"]

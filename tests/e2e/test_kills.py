@@ -41,6 +41,14 @@ def at_work(process: subprocess.Popen[str], out: Path) -> bool:
     return False
 
 
+def assert_told(number: signal.Signals, returncode: int, stderr: str) -> None:
+    """A build that a signal has ended says so, last of all."""
+    word, code = WORDS[number]
+    assert returncode == code, stderr
+    last = f"Error: {word}. Finished shards are kept; the same command resumes."
+    assert stderr.splitlines()[-1] == last
+
+
 def disturb(
     kind: str, number: signal.Signals, rng: random.Random, arguments: tuple[Any, ...], out: Path
 ) -> int:
@@ -67,10 +75,7 @@ def disturb(
         if number == signal.SIGKILL:
             assert build.returncode == -signal.SIGKILL
         else:
-            word, code = WORDS[number]
-            assert build.returncode == code, stderr
-            last = f"Error: {word}. Finished shards are kept; the same command resumes."
-            assert stderr.splitlines()[-1] == last
+            assert_told(number, build.returncode, stderr)
     return sent
 
 
@@ -135,11 +140,8 @@ def test_a_signal_amid_the_start_of_a_worker_is_told_once(sources, tmp_path, num
     arguments = ["build", *sources, tmp_path / "set", *SMALL, "--workers", "2"]
     program = [sys.executable, "-c", AMID_A_START, str(int(number)), *arguments]
     build = subprocess.run(program, capture_output=True, text=True, timeout=60)
-    word, code = WORDS[number]
-    assert build.returncode == code, build.stderr
-    assert build.stderr.count(word) == 1 and "Traceback" not in build.stderr
-    last = f"Error: {word}. Finished shards are kept; the same command resumes."
-    assert build.stderr.splitlines()[-1] == last
+    assert_told(number, build.returncode, build.stderr)
+    assert build.stderr.count(WORDS[number][0]) == 1 and "Traceback" not in build.stderr
     fgbg(*arguments)
 
 
