@@ -33,28 +33,27 @@ from builder.engine import (
     load_estimator,
 )
 from builder.errors import FgbgError, OutputError, PublishError, RecipeError, UnfinishedError
+from builder.layout import RECIPE_FILE, FileFormat, data_glob, read_recipe
 from builder.plan import TRAIN, Plan
 from builder.preview import TABLE_RECORDS, write_preview
+from builder.project import Project
 from builder.publish import publish
 from builder.reading import RecordReader
 from builder.recipe import PinnedRecipe, Recipe
 from builder.render import Renderer
 from builder.schema import features, record_columns
-from builder.shards import Encoder, FileFormat
+from builder.shards import Encoder
 from builder.sources import SourceBank, scan
 from builder.stats import Tally
 from builder.store import Place, StorePath, local_folder, place
 from builder.streaming import RecordsIterable, Unit, units_of
 from builder.work import (
     FINISH,
-    RECIPE_FILE,
     FinishedSplit,
     Ledger,
-    Project,
     WorkFolder,
     already_built,
-    data_glob,
-    read_recipe,
+    begun_project,
     write_metadata,
 )
 
@@ -543,7 +542,7 @@ def finish_build(
     """
     out = place(output_dir).absolute()
     WorkFolder(out).restore()
-    project, folder = Project.begun(out)
+    project, folder = begun_project(out)
     builder = FgbgDataset(
         folder / "foregrounds", folder / "backgrounds", recipe=project.pinned.recipe
     )

@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from builder.errors import CardError
-from builder.plan import Plan
-from builder.recipe import DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, SourceEntry, meaning
-from builder.schema import SOURCE_COLUMNS, Column, features, record_columns
-from builder.shards import read_sources, write_text
-from builder.sources import licence_counts, uncredited
-from builder.stats import Statistics, Summary, Tally
-from builder.work import (
+from builder.files import write_text
+from builder.layout import (
     ARROW_PREFIX,
     CARD_FILE,
     SOURCES_FILE,
@@ -26,6 +21,12 @@ from builder.work import (
     read_recipe,
     read_statistics,
 )
+from builder.plan import Plan
+from builder.recipe import DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, SourceEntry, meaning
+from builder.schema import SOURCE_COLUMNS, Column, features, record_columns
+from builder.shards import read_sources
+from builder.sources import licence_counts, uncredited
+from builder.stats import Statistics, Summary, Tally
 
 if TYPE_CHECKING:
     from datasets import DatasetInfo

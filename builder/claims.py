@@ -31,7 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from builder.shards import create_bytes, write_bytes
+from builder.files import create_bytes, write_bytes
 from builder.store import Place
 from builder.untrusted import parse_json
 

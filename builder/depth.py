@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from builder.errors import DepthModelError
+from builder.files import sha256_file
 from builder.model_folder import (
     bounded,
     check_numbers,
@@ -30,7 +31,7 @@ from builder.model_folder import (
     weight_files,
 )
 from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, DepthMeaning, Precision, Recipe
-from builder.sources import demo_folders, sha256_file
+from builder.sources import demo_folders
 from builder.untrusted import printable
 
 if TYPE_CHECKING:

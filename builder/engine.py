@@ -23,7 +23,9 @@ from tqdm import tqdm
 from builder.claims import Owner, Presence
 from builder.depth import Backend, DepthEstimator, DepthModel, Device, pick_device
 from builder.errors import BuildFailedError, FgbgError, OutputError, is_hopeless
+from builder.layout import FileFormat, read_recipe
 from builder.plan import Plan
+from builder.project import Project
 from builder.recipe import Recipe
 from builder.render import Renderer
 from builder.resources import (
@@ -34,11 +36,11 @@ from builder.resources import (
     peak_bytes,
     workers_that_fit,
 )
-from builder.shards import FileFormat, read_sources, write_shard
+from builder.shards import read_sources, write_shard
 from builder.sources import SourceBank
 from builder.store import Place
 from builder.untrusted import printable
-from builder.work import Ledger, Project, WorkFolder, read_recipe
+from builder.work import Ledger, WorkFolder
 
 MAX_DEATHS = 3
 POLL_SECONDS = 0.2

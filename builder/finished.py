@@ -22,11 +22,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
+from builder.layout import (
+    CARD_FILE,
+    RECIPE_FILE,
+    SOURCES_FILE,
+    STATISTICS_FILE,
+    FileFormat,
+    built_format,
+)
 from builder.preview import TABLE_FILE
 from builder.schema import Column, features
-from builder.shards import FileFormat
 from builder.store import StorePath, place
-from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, built_format
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 from builder.engine import BuildOptions, default_workers, load_estimator
 from builder.plan import TRAIN, Plan
+from builder.project import Project
 from builder.render import Renderer
 from builder.resources import peak_bytes
 from builder.shards import write_shard
 from builder.sources import SourceBank
 from builder.stats import Statistics
-from builder.work import Project
 
 _PROBE_RECORDS = 48
 # What putting a set together takes (preview, card, links); hardly depends on the records.

@@ -27,12 +27,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from builder.encoding import DepthCodec, decode_image, encode_mask
 from builder.errors import NotABuildError
+from builder.files import write_bytes, write_text
+from builder.layout import SOURCES_FILE, built_format, read_recipe, shard_file
 from builder.plan import Plan, SplitPlan
 from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, PinnedRecipe, Recipe
 from builder.schema import preview_columns, record_columns
-from builder.shards import ROW_GROUP_RECORDS, write_bytes, write_rows, write_text
+from builder.shards import ROW_GROUP_RECORDS, write_rows
 from builder.untrusted import printable
-from builder.work import SOURCES_FILE, built_format, read_recipe, shard_file
 
 SHEET_FILE = "assets/samples.png"
 PAGE_FILE = "assets/preview.html"

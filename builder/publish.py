@@ -24,25 +24,25 @@ from tqdm import tqdm
 
 from builder.card import card_keys, card_text, records_config
 from builder.errors import FgbgError, NotABuildError, PublishError, PublishFailedError
-from builder.licences import conflicts, terms
-from builder.plan import Plan
-from builder.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE
-from builder.recipe import PinnedRecipe
-from builder.sources import sha256_file, uncredited
-from builder.store import on_this_machine
-from builder.verify import verify
-from builder.work import (
+from builder.files import sha256_file
+from builder.layout import (
     CARD_FILE,
     RECIPE_FILE,
     SOURCES_FILE,
     STATISTICS_FILE,
-    WorkFolder,
     built_format,
-    copy_as_parquet,
     read_recipe,
     read_statistics,
     shard_file,
 )
+from builder.licences import conflicts, terms
+from builder.plan import Plan
+from builder.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE
+from builder.recipe import PinnedRecipe
+from builder.sources import uncredited
+from builder.store import on_this_machine
+from builder.verify import verify
+from builder.work import WorkFolder, copy_as_parquet
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi

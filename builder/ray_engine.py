@@ -24,10 +24,11 @@ from builder import __version__
 from builder.depth import DepthModel, locate_model
 from builder.engine import MAX_DEATHS, Job, Progress, Task, Worker, cause_of
 from builder.errors import DepthModelError, FgbgError, OutputError
+from builder.layout import read_recipe
 from builder.plan import Plan
 from builder.recipe import Recipe
 from builder.shards import read_commit
-from builder.work import WorkFolder, read_recipe
+from builder.work import WorkFolder
 
 _POLL_SECONDS = 1.0
 _MAX_RESTARTS = 100  # of one worker: many lost nodes, but an end where none can load the model

@@ -22,13 +22,13 @@ from PIL import Image
 
 from builder.encoding import DepthCodec, decode_image_into, decode_mask, mask_pixels
 from builder.errors import FgbgError, NotABuildError
+from builder.layout import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
 from builder.plan import TRAIN
 from builder.recipe import PinnedRecipe
 from builder.schema import IMAGE_COLUMNS
 from builder.stats import Statistics, Tally
 from builder.store import StorePath, place
 from builder.untrusted import parse_json, read_text
-from builder.work import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
 
 if TYPE_CHECKING:
     import torch

@@ -11,32 +11,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import struct
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from builder.encoding import DepthCodec, decode_image, encode_image, encode_mask
 from builder.errors import NotABuildError, RecipeError
+from builder.files import _rename, _temporary, sha256_file, write_text
+from builder.layout import FileFormat
 from builder.recipe import PinnedRecipe, SourceEntry
 from builder.render import Record
 from builder.schema import IMAGE_COLUMNS, SOURCE_COLUMNS, Column, features, record_columns
-from builder.sources import Source, sha256_file
+from builder.sources import Source
 from builder.stats import Statistics
-from builder.store import Place, StorePath
+from builder.store import Place
 from builder.untrusted import parse_json, printable, read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FileFormat = Literal["parquet", "arrow"]
 
 ROW_GROUP_RECORDS = 100
 _MIN_PNG_BYTES = 57  # signature, header, one empty chunk of data, end
@@ -265,84 +263,6 @@ def _checked(source: Source) -> Source:
     if (kind, width, height, bits) != (b"IHDR", source.entry.width, source.entry.height, 8):
         raise ValueError(f"the picture of {source.entry.id} has another size than its entry")
     return source
-
-
-def write_text(path: Place, text: str) -> None:
-    """Write a text file that is either there whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Place, content: bytes) -> None:
-    """Write a file that is either there whole or not at all."""
-    with _temporary(path) as temporary:
-        _write(temporary, content)
-        _rename(temporary, path)
-
-
-def create_bytes(path: Place, content: bytes) -> bool:
-    """Write a file unless it exists, whole or not at all; say whether it was written."""
-    if isinstance(path, StorePath):
-        return path.create(content)
-    with _temporary(path) as temporary:
-        _write(temporary, content)
-        try:
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            # NFS repeats a request whose answer was lost, and then refuses what it has done.
-            return temporary.stat().st_nlink > 1
-        except OSError:  # no hard links: not there whole at once, but still there once
-            try:
-                with path.open("xb") as file, _whole_or_gone(path):
-                    file.write(content)
-                    file.flush()
-            except FileExistsError:
-                return False
-        return True
-
-
-@contextmanager
-def _whole_or_gone(path: Path) -> Iterator[None]:
-    """Delete a new file that could not be written: half a claim is one of nobody."""
-    try:
-        yield
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _temporary(path: Place) -> Iterator[Path]:
-    """Give a name beside `path`, or in a folder of this machine, that no other writer has."""
-    if isinstance(path, StorePath):
-        with tempfile.TemporaryDirectory(prefix="fgbg-") as folder:
-            yield Path(folder) / path.name
-        return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _rename(temporary: Path, path: Place) -> None:
-    if isinstance(path, StorePath):
-        path.upload(temporary)
-        return
-    temporary.replace(path)
-    if os.name == "nt":  # Windows cannot open a directory
-        return
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # or the rename itself could be lost with the power
-    finally:
-        os.close(directory)
 
 
 def sealed(content: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ published set can be composed again without the original files.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 import re
@@ -28,8 +27,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 
 from builder.errors import BadSourcesError, FgbgError
+from builder.files import sha256_file
 from builder.recipe import Recipe, SourceEntry, credit_fault
-from builder.store import MAX_IMAGE_BYTES, Place
+from builder.store import MAX_IMAGE_BYTES
 from builder.untrusted import printable, read_text, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -50,7 +50,6 @@ _MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _MAX_CREDITS_BYTES = 16 * 2**20
 _MAX_CREDIT_PROBLEMS = 20
-_HASH_BLOCK = 2**20
 
 _NEEDS_ALPHA = (
     "a foreground needs transparency around the object; cut the object out and save it as PNG or "
@@ -152,15 +151,6 @@ def _unread(path: Path, root: Path) -> str | None:
     if status.st_size > MAX_IMAGE_BYTES:
         return f"has {status.st_size:,} bytes; too large to be an image"
     return None
-
-
-def sha256_file(path: Place) -> str:
-    """Return the sha256 (hex) of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sha256_or_empty(path: Path, root: Path) -> str:

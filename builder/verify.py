@@ -27,6 +27,7 @@ from builder import __version__
 from builder.card import card_parts, card_text
 from builder.composition import ALPHA_IN_MASK
 from builder.errors import FgbgError, RecipeError
+from builder.files import sha256_file
 from builder.finished import (
     MAX_BYTES,
     Folder,
@@ -39,16 +40,16 @@ from builder.finished import (
     refusing,
     wrong_columns,
 )
+from builder.layout import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
 from builder.plan import SPLITS, Ids, Plan, SplitPlan
 from builder.preview import TABLE_FILE, TABLE_RECORDS
 from builder.recipe import PinnedRecipe, Recipe, SourceEntry
 from builder.record_check import RecordCheck
 from builder.render import Renderer
 from builder.schema import SOURCE_COLUMNS, preview_columns, record_columns
-from builder.sources import Source, SourceBank, sha256_file, uncredited
+from builder.sources import Source, SourceBank, uncredited
 from builder.stats import Statistics
 from builder.untrusted import parse_json, printable, read_text, shown
-from builder.work import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
 _MAX_PER_CHECK = 1000

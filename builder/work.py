@@ -20,222 +20,58 @@ import secrets
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from builder.claims import Owner, Presence
-from builder.depth import DepthModel, locate_model
 from builder.errors import (
-    BadSourcesError,
-    FgbgError,
     NotABuildError,
     OutputError,
     RecipeError,
     RecipeMismatchError,
 )
-from builder.plan import Plan, SplitPlan, hold_out, hold_out_more
-from builder.recipe import MAX_RECIPE_BYTES, PinnedRecipe, Recipe, SourceEntry
+from builder.files import create_bytes, link_or_copy, sha256_file, write_text
+from builder.layout import (
+    CARD_FILE,
+    RECIPE_FILE,
+    SOURCES_FILE,
+    STATISTICS_FILE,
+    FileFormat,
+    built_format,
+    is_complete,
+    read_recipe,
+    read_statistics,
+    shard_file,
+)
+from builder.plan import Plan, SplitPlan
+from builder.project import Project
+from builder.recipe import PinnedRecipe, Recipe
 from builder.resources import n_cores
 from builder.shards import (
     Commit,
-    FileFormat,
     arrow_to_parquet,
-    create_bytes,
     is_done,
     read_commit,
     read_sources,
     stored_name,
     write_sources,
-    write_text,
 )
-from builder.sources import Kind, PreparedFolder, Source, duplicates, prepare, sha256_file
+from builder.sources import Kind, Source, duplicates
 from builder.stats import Statistics
 from builder.store import Place, StorePath
 from builder.untrusted import parse_json, printable, read_text
 
-RECIPE_FILE = "recipe.json"
-CARD_FILE = "README.md"
-STATISTICS_FILE = "assets/statistics.json"
-SOURCES_FILE = "train-00000-of-00001.parquet"
-ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
 FINISH = "finish"  # what is claimed to put the set together
 WORK_VERSION = 2  # of the work folder's layout; 1 had no claims and held no file that says so
 
 _FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")
-MAX_STATISTICS_BYTES = 2**28
 
 _PREPARATION_FIELDS = ("size", "foreground_size", "background_fit")
-
-
-@dataclass(frozen=True)
-class Project:
-    """A set to be built: pinned recipe, prepared sources, depth model."""
-
-    pinned: PinnedRecipe
-    model: DepthModel | None
-    foregrounds: tuple[Source, ...]
-    backgrounds: tuple[Source, ...]
-    duplicates: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def prepare(
-        cls,
-        foreground_dir: Path,
-        background_dir: Path,
-        recipe: Recipe,
-        *,
-        skip_bad: bool = False,
-        work: WorkFolder | None = None,
-        earlier: PinnedRecipe | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> Project:
-        """Check and prepare the sources, find the depth model, pin the recipe.
-
-        Args:
-            work: of an interrupted build; what it prepared is used again.
-            earlier: a set whose sources keep their places and splits; new ones extend it. Where
-                `work.out` holds it, a source of it need not be in the folders any more.
-            progress: called with 1 after each source file.
-
-        Raises:
-            BadSourcesError: files of either folder that can not be used, all at once.
-            DepthModelError: the depth model can not be found.
-            RecipeMismatchError: sources of the earlier set have changed or are gone.
-        """
-        held = work.held() if work and recipe.precision == "auto" else None
-        if held and held.recipe.depth_model == recipe.depth_model:
-            # what 'auto' led to when the build began, maybe on another machine
-            recipe = replace(recipe, precision=held.recipe.precision)
-        recipe, model = locate_model(recipe)
-        folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
-        prepared = _prepare_both(folders, recipe, skip_bad, work, progress)
-        sources = {kind: folder.sources for kind, folder in prepared.items()}
-        stages: tuple[tuple[int, int], ...] = ()
-        if earlier is None:
-            held_out = {
-                kind: hold_out([s.entry for s in some], recipe.holdout, recipe.seed)
-                for kind, some in sources.items()
-            }
-        else:
-            sources = _earlier_first(sources, earlier, work)
-            held_out, stages = _extended(sources, earlier, recipe)
-        pinned = PinnedRecipe(
-            recipe=recipe,
-            foregrounds=held_out["foreground"],
-            backgrounds=held_out["background"],
-            depth=model.info if model else None,
-            skipped=tuple(pair for folder in prepared.values() for pair in folder.skipped),
-            stages=stages,
-        )
-        return cls(
-            pinned,
-            model,
-            _with_entries(sources["foreground"], pinned.foregrounds),
-            _with_entries(sources["background"], pinned.backgrounds),
-            tuple(group for folder in prepared.values() for group in folder.duplicates),
-        )
-
-    @classmethod
-    def begun(cls, out: Place) -> tuple[Project, Place]:
-        """Read a finished or begun build: the project, without depth model, and its folder.
-
-        Raises:
-            NotABuildError: neither is there.
-        """
-        work = WorkFolder(out)
-        folder: Place
-        if (held := work.held()) is not None and not is_complete(out, held):
-            folder, pinned = work.sources("foreground", held.fingerprint).parents[1], held
-        elif (out / RECIPE_FILE).is_file():
-            folder, pinned = out, read_recipe(out)
-        else:
-            raise NotABuildError(f"{out} is not a build of fgbg, nor is one being made there.")
-        foregrounds, backgrounds = (
-            tuple(read_sources(folder / kind / SOURCES_FILE))
-            for kind in ("foregrounds", "backgrounds")
-        )
-        same = duplicates(foregrounds) + duplicates(backgrounds)
-        return cls(pinned, None, foregrounds, backgrounds, same), folder
-
-
-def _prepare_both(
-    folders: Mapping[Kind, Path],
-    recipe: Recipe,
-    skip_bad: bool,
-    work: WorkFolder | None,
-    progress: Callable[[int], object] | None,
-) -> dict[Kind, PreparedFolder]:
-    """Prepare both folders, so that the bad files of both are told together."""
-    prepared: dict[Kind, PreparedFolder] = {}
-    problems: list[tuple[str, str]] = []
-    for kind, folder in folders.items():
-        known = work.known_sources(kind, recipe) if work else {}
-        try:
-            prepared[kind] = prepare(
-                folder, kind, recipe, skip_bad=skip_bad, known=known, progress=progress
-            )
-        except BadSourcesError as error:
-            problems += error.problems
-    if problems:
-        raise BadSourcesError(problems)
-    return prepared
-
-
-def _entries(pinned: PinnedRecipe, kind: Kind) -> tuple[SourceEntry, ...]:
-    return pinned.foregrounds if kind == "foreground" else pinned.backgrounds
-
-
-def _earlier_first(
-    sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, work: WorkFolder | None
-) -> dict[Kind, tuple[Source, ...]]:
-    """Return the sources of an earlier set in its order, then the new ones."""
-    arranged: dict[Kind, tuple[Source, ...]] = {}
-    differences = []
-    for kind, found in sources.items():
-        held = {source.entry.id: source for source in work.finished_sources(kind)} if work else {}
-        by_id = {source.entry.id: source for source in found}
-        old = []
-        for entry in _entries(earlier, kind):
-            source = by_id.pop(entry.id, None) or held.get(entry.id)
-            if source is None:
-                differences.append(f"{kind}s: {entry.id} is gone")
-            elif source.entry.sha256 != entry.sha256:
-                differences.append(f"{kind}s: the file of {entry.id} has changed")
-            else:
-                old.append(source)
-        arranged[kind] = (*old, *by_id.values())
-    if differences:
-        raise RecipeMismatchError(work.out if work else "the earlier set", differences)
-    return arranged
-
-
-def _extended(
-    sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, recipe: Recipe
-) -> tuple[dict[Kind, tuple[SourceEntry, ...]], tuple[tuple[int, int], ...]]:
-    """Return the entries of sources, an earlier set's first, by what it held out; the stages."""
-    entries: dict[Kind, tuple[SourceEntry, ...]] = {}
-    for kind, some in sources.items():
-        before, found = _entries(earlier, kind), [source.entry for source in some]
-        old = [
-            replace(entry, held_out=was.held_out)
-            for entry, was in zip(found[: len(before)], before, strict=True)
-        ]
-        new = hold_out_more(old, found[len(before) :], recipe.holdout, recipe.seed)
-        entries[kind] = (*old, *new)
-    had = len(earlier.foregrounds), len(earlier.backgrounds)
-    grown = had != (len(entries["foreground"]), len(entries["background"]))
-    return entries, (*earlier.stages, had) if grown else earlier.stages
-
-
-def _with_entries(
-    sources: tuple[Source, ...], entries: tuple[SourceEntry, ...]
-) -> tuple[Source, ...]:
-    return tuple(Source(e, s.png) for s, e in zip(sources, entries, strict=True))
 
 
 class WorkFolder:
@@ -634,88 +470,6 @@ def already_built(out: Place, pinned: PinnedRecipe, file_format: FileFormat) -> 
     return held.fingerprint == pinned.fingerprint
 
 
-def is_complete(out: Place, pinned: PinnedRecipe) -> bool:
-    """Whether OUT holds this very set."""
-    try:
-        return read_recipe(out).fingerprint == pinned.fingerprint
-    except FgbgError:
-        return False
-
-
-def built_format(out: Place) -> FileFormat:
-    """Return the file format of a finished build."""
-    return "parquet" if (out / "data").is_dir() else "arrow"
-
-
-def read_recipe(folder: Place) -> PinnedRecipe:
-    """Read the recipe of a finished or begun build.
-
-    Raises:
-        NotABuildError: the folder has none.
-        RecipeError: it is damaged.
-    """
-    path = folder / RECIPE_FILE
-    if not path.is_file():
-        raise NotABuildError(f"{folder} is not a finished build of fgbg: it has no {RECIPE_FILE}.")
-    try:
-        return PinnedRecipe.from_json(read_text(path, MAX_RECIPE_BYTES), str(path))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} can not be read: {error}") from None
-
-
-def read_statistics(out: Place, plan: Plan) -> dict[str, Any]:
-    """Read the figures of a finished build: by split its `shards`, as the file has them.
-
-    and its `statistics`, as an object.
-
-    Raises:
-        NotABuildError: they are missing, damaged, or of another set.
-    """
-    path = out / STATISTICS_FILE
-    try:
-        content = parse_json(read_text(path, MAX_STATISTICS_BYTES))
-        if content["fingerprint"] != plan.pinned.fingerprint:
-            raise ValueError("it is of another set")
-        if list(content["splits"]) != list(plan.splits):
-            raise ValueError("it has other splits")
-        for name, split in content["splits"].items():
-            split["statistics"] = Statistics.from_json(split["statistics"])
-            for shard in split["shards"]:
-                str(shard["file"]), str(shard["sha256"])
-                if not all(type(shard[key]) is int for key in ("rows", "size_bytes")):
-                    raise ValueError(f"a file of {name} has no number of rows or bytes")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        why = printable(f"{type(error).__name__}: {error}")[:300]
-        raise NotABuildError(f"{path} can not be read ({why}); build the set again.") from None
-    splits: dict[str, Any] = content["splits"]
-    return splits
-
-
-def shard_file(split: SplitPlan, shard: int, file_format: FileFormat) -> str:
-    """Return the path of a shard inside OUT, as `datasets` expects it for the format."""
-    if file_format == "parquet":
-        return f"data/{split.shard_name(shard)}.parquet"
-    # What `datasets` calls the files of a split that has one or several of them.
-    several = f"-{shard:05d}-of-{split.n_shards:05d}" if split.n_shards > 1 else ""
-    return f"{ARROW_PREFIX}-{split.name}{several}.arrow"
-
-
-def data_glob(split: str, file_format: FileFormat) -> str:
-    """Return the pattern of a split's files inside OUT."""
-    return f"data/{split}-*" if file_format == "parquet" else f"{ARROW_PREFIX}-{split}*.arrow"
-
-
-def link_or_copy(source: Place, target: Path) -> None:
-    """Give a finished file a second name, or copy it where the file system has no hard links."""
-    if isinstance(source, StorePath):
-        source.download(target)
-        return
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def write_metadata(
     folder: Path, work: WorkFolder, pinned: PinnedRecipe, finished: Mapping[str, FinishedSplit]
 ) -> None:
@@ -793,3 +547,24 @@ def build_status(out: Place) -> dict[str, Any]:
         "records_done": sum(split["records_done"] for split in splits.values()),
         "splits": splits,
     }
+
+
+def begun_project(out: Place) -> tuple[Project, Place]:
+    """Read a finished or begun build: the project, without depth model, and its folder.
+
+    Raises:
+        NotABuildError: neither is there.
+    """
+    work = WorkFolder(out)
+    folder: Place
+    if (held := work.held()) is not None and not is_complete(out, held):
+        folder, pinned = work.sources("foreground", held.fingerprint).parents[1], held
+    elif (out / RECIPE_FILE).is_file():
+        folder, pinned = out, read_recipe(out)
+    else:
+        raise NotABuildError(f"{out} is not a build of fgbg, nor is one being made there.")
+    foregrounds, backgrounds = (
+        tuple(read_sources(folder / kind / SOURCES_FILE)) for kind in ("foregrounds", "backgrounds")
+    )
+    same = duplicates(foregrounds) + duplicates(backgrounds)
+    return Project(pinned, None, foregrounds, backgrounds, same), folder

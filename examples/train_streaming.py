@@ -33,10 +33,10 @@ from torch import nn
 
 from builder import FgbgError
 from builder.densedepth.metrics import DepthMetrics
+from builder.files import write_text
 from builder.plan import Plan
 from builder.preview import LUT, DepthScale
 from builder.reading import RecordReader
-from builder.shards import write_text
 from builder.sources import demo_folders
 from fgbg_dataset import FgbgDataset
 from training.loop import checkpoint_state, learning_rate, load_checkpoint, save_checkpoint

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.depth import DepthEstimator
+from builder.files import write_text
+from builder.layout import RECIPE_FILE, SOURCES_FILE, FileFormat, shard_file
 from builder.plan import Plan, hold_out
 from builder.recipe import DepthInfo, PinnedRecipe, Recipe
 from builder.render import Renderer
-from builder.shards import FileFormat, stored_name, write_shard, write_sources, write_text
+from builder.shards import stored_name, write_shard, write_sources
 from builder.sources import Source, SourceBank, prepare
-from builder.work import RECIPE_FILE, SOURCES_FILE, shard_file
 
 METRIC = DepthInfo(
     model="demo",

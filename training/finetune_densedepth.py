@@ -42,8 +42,8 @@ from builder.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProc
 from builder.densedepth.metrics import METRICS, DepthMetrics
 from builder.depth import DEVICES, Device, locate_model, pick_device
 from builder.errors import FgbgError
+from builder.files import write_text
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe
-from builder.shards import write_text
 from training.loop import (
     TrainingError,
     checkpoint_state,

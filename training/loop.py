@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 from builder.errors import FgbgError
-from builder.shards import write_bytes
+from builder.files import write_bytes
 
 _MODEL, _OPTIMIZER, _STATE = "model.", "optimizer.", "state"
 

@@ -25,8 +25,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from builder.encoding import DepthCodec
+from builder.layout import read_recipe
 from builder.recipe import DepthInfo, Recipe
-from builder.work import read_recipe
 from training.loop import TrainingError
 
 Depth = npt.NDArray[np.float32]

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.backends import openvino_core
-from builder.sources import sha256_file
+from builder.files import sha256_file
 from training.loop import TrainingError
 from training.scenes import Bytes
 

@@ -40,8 +40,7 @@ from builder.densedepth import (
     DenseDepthImageProcessor,
 )
 from builder.densedepth.modeling_densedepth import L1_WEIGHT, loss_terms
-from builder.shards import write_bytes
-from builder.sources import sha256_file
+from builder.files import sha256_file, write_bytes
 from training import photographs, scenes
 from training.loop import TrainingError, checkpoint_state, load_checkpoint, save_checkpoint
 from training.photographs import Millimetres

@@ -43,7 +43,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from builder.errors import DepthModelError
-from builder.sources import sha256_file
+from builder.files import sha256_file
 
 from .configuration_densedepth import MIN_DECODER_CHANNELS, DenseDepthConfig
 from .image_processing_densedepth import DenseDepthImageProcessor

@@ -23,11 +23,11 @@ from builder.card import write_card
 from builder.cli import main
 from builder.encoding import _grey_png, encode_mask
 from builder.errors import FgbgError, NotABuildError
+from builder.files import sha256_file
 from builder.plan import Plan
 from builder.preview import TABLE_FILE
 from builder.recipe import PinnedRecipe
 from builder.shards import write_table
-from builder.sources import sha256_file
 from builder.verify import VerifyReport, verify
 from fgbg_dataset import FgbgDataset
 from tests.e2e.hub import Hub

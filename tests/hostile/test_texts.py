@@ -20,11 +20,13 @@ from markdown_it import MarkdownIt
 
 from builder.card import write_card
 from builder.errors import BadSourcesError, NotABuildError, OutputError, RecipeError
+from builder.files import sha256_file
+from builder.layout import STATISTICS_FILE, read_recipe
 from builder.preview import write_preview
 from builder.recipe import Recipe, load_recipe
 from builder.shards import is_done, read_sources, sealed, stored_name
-from builder.sources import prepare, sha256_file
-from builder.work import STATISTICS_FILE, WorkFolder, build_status, read_recipe
+from builder.sources import prepare
+from builder.work import WorkFolder, build_status
 from fgbg_dataset import FgbgDataset
 from tests.conftest import blob, scene
 from tests.hostile.running import assert_sentence

@@ -29,7 +29,7 @@ from transformers import pipeline
 from builder.densedepth import DenseDepthForDepthEstimation, convert_densedepth
 from builder.densedepth.convert_densedepth import Conversion, convert
 from builder.errors import DepthModelError
-from builder.sources import sha256_file
+from builder.files import sha256_file
 from tests.e2e.running import OPTIONS, fgbg
 from tests.parity.keras_network import (
     build_reference,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from datasets.naming import filenames_for_dataset_split
 
+from builder.layout import ARROW_PREFIX, shard_file
 from builder.plan import (
     SPLITS,
     Combination,
@@ -24,7 +25,6 @@ from builder.plan import (
     random_words,
 )
 from builder.recipe import PinnedRecipe, Recipe
-from builder.work import ARROW_PREFIX, shard_file
 from tests.strategies import entry, pinned
 
 

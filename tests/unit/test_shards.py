@@ -21,6 +21,7 @@ from datasets.arrow_writer import ParquetWriter
 from PIL import Image
 
 from builder.encoding import DepthCodec
+from builder.files import create_bytes, write_text
 from builder.plan import Plan
 from builder.recipe import PinnedRecipe, Recipe
 from builder.render import Record, Renderer
@@ -28,14 +29,12 @@ from builder.schema import SOURCE_COLUMNS, features, record_columns
 from builder.shards import (
     Commit,
     Encoder,
-    create_bytes,
     is_done,
     read_commit,
     read_sources,
     sealed,
     write_shard,
     write_sources,
-    write_text,
 )
 from builder.sources import Source, SourceBank, prepare
 from builder.stats import Statistics

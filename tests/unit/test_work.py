@@ -17,7 +17,7 @@ from builder.engine import BuildOptions
 from builder.plan import Plan
 from builder.resources import ShardRange
 from builder.shards import stored_name
-from builder.work import Ledger, Project, WorkFolder
+from builder.work import Ledger, WorkFolder, begun_project
 from fgbg_dataset import FgbgDataset, finish_build
 from tests.e2e.running import files_of
 
@@ -251,7 +251,7 @@ def test_a_damaged_shard_or_commit_record_is_made_again(
 def test_a_ledger_hashes_each_file_once_and_reads_no_statistics_twice(
     begun: WorkFolder,
 ) -> None:
-    project, _ = Project.begun(begun.out)
+    project, _ = begun_project(begun.out)
     ledger, plan = Ledger(begun, project.pinned, "parquet"), Plan(project.pinned)
     numbers = range(plan.n_shards)
     assert list(ledger.missing(numbers)) == list(range(plan.n_shards // 2, plan.n_shards))
