@@ -22,48 +22,82 @@ from typing import Any
 
 import datasets
 
-from builder import engine, ray_engine
-from builder.card import write_card
-from builder.engine import (
+from builder.batches import RecordReader
+from builder.build import (
+    FINISH,
     POLL_SECONDS,
     BuildOptions,
     Engine,
     EngineName,
-    build_shards,
-    load_estimator,
-)
-from builder.errors import FgbgError, OutputError, PublishError, RecipeError, UnfinishedError
-from builder.layout import RECIPE_FILE, FileFormat, data_glob, read_recipe
-from builder.plan import TRAIN, Plan
-from builder.preview import TABLE_RECORDS, write_preview
-from builder.project import Project
-from builder.publish import publish
-from builder.reading import RecordReader
-from builder.recipe import PinnedRecipe, Recipe
-from builder.render import Renderer
-from builder.schema import features, record_columns
-from builder.shards import Encoder
-from builder.sources import SourceBank, scan
-from builder.stats import Tally
-from builder.store import Place, StorePath, local_folder, place
-from builder.streaming import RecordsIterable, Unit, units_of
-from builder.work import (
-    FINISH,
     FinishedSplit,
     Ledger,
+    Project,
     WorkFolder,
     already_built,
     begun_project,
+    build_shards,
+    load_estimator,
+    map_shards,
+    map_shards_on_ray,
     write_metadata,
 )
+from builder.errors import (
+    BadSourcesError,
+    BuildFailedError,
+    CardError,
+    DepthModelError,
+    FgbgError,
+    NotABuildError,
+    OutputError,
+    PublishError,
+    PublishFailedError,
+    RecipeError,
+    RecipeMismatchError,
+    UnfinishedError,
+)
+from builder.layout import RECIPE_FILE, data_glob, read_recipe
+from builder.recipe import PinnedRecipe, Recipe
+from builder.record import TRAIN, DepthCodec, Encoder, Plan, Renderer, Tally
+from builder.release import TABLE_RECORDS, publish, verify, write_card, write_preview
+from builder.remote import Place, StorePath, local_folder, place
+from builder.schema import features, record_columns
+from builder.sources import SourceBank, scan
+from builder.streaming import RecordsIterable, Unit, units_of
+from builder.tables import FileFormat
+
+__all__ = [
+    "BadSourcesError",
+    "BuildFailedError",
+    "BuildOptions",
+    "CardError",
+    "DepthCodec",
+    "DepthModelError",
+    "FgbgDataset",
+    "FgbgDatasetDict",
+    "FgbgError",
+    "NotABuildError",
+    "OutputError",
+    "PinnedRecipe",
+    "PublishError",
+    "PublishFailedError",
+    "Recipe",
+    "RecipeError",
+    "RecipeMismatchError",
+    "RecordReader",
+    "UnfinishedError",
+    "earlier_set",
+    "finish_build",
+    "publish",
+    "verify",
+]
 
 # Composites that stand for a set not yet built, when a reader needs its mean and std.
 _SAMPLED_RECORDS = 2048
 _TRANSFERS = 8  # files of a set that are put in their places at once
 
 _ENGINES: dict[EngineName, Engine] = {
-    "local": engine.map_shards,
-    "ray": ray_engine.map_shards,
+    "local": map_shards,
+    "ray": map_shards_on_ray,
 }
 
 
@@ -90,7 +124,7 @@ class FgbgConfig(datasets.BuilderConfig):
 
 
 class FgbgDatasetDict(datasets.DatasetDict):
-    """All splits of a built set; `push_to_hub` publishes the whole set, see `builder.publish`."""
+    """All splits of a built set; `push_to_hub` publishes the whole set, see `publish`."""
 
     def __init__(self, splits: Mapping[str, datasets.Dataset], out: str) -> None:
         super().__init__(splits)
@@ -152,7 +186,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         background_dir: photographs; JPEG, PNG, WebP, TIFF or BMP. Either may be an address, such
             as s3://bucket/photographs; its files are fetched to the cache.
         recipe: a whole recipe; or give its fields as keyword arguments (`placements=5`).
-        skip_bad: go on without files that can not be used.
+        skip_bad: go on without files that cannot be used.
         earlier: a set whose sources keep their places, splits and record ids; new files make
             records that follow. Its recipe is the default.
         cache_dir: as for every `datasets` builder; `options` may hold its other arguments too.
@@ -205,8 +239,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         """The sources, prepared, with the recipe pinned to them and to the depth weights.
 
         Raises:
-            BadSourcesError: files that can not be used.
-            DepthModelError: the depth model can not be found.
+            BadSourcesError: files that cannot be used.
+            DepthModelError: the depth model cannot be found.
         """
         return self.prepare(None)
 
@@ -227,7 +261,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             progress: called with 1 after each source file.
 
         Raises:
-            OutputError: output_dir can not be written; found out before any work.
+            OutputError: output_dir cannot be written; found out before any work.
         """
         if self._project is None:
             config = self.config
@@ -267,10 +301,10 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             **kwargs: further arguments of `DatasetBuilder.download_and_prepare`.
 
         Raises:
-            BadSourcesError: files that can not be used, before any work.
+            BadSourcesError: files that cannot be used, before any work.
             RecipeMismatchError: output_dir holds another set.
             BuildFailedError: some shards failed; the same call resumes.
-            OutputError: output_dir can not be written.
+            OutputError: output_dir cannot be written.
         """
         out = place(output_dir if output_dir is not None else self._cache_dir).absolute()
         self.prepare(out)
@@ -287,7 +321,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
     ) -> None:
         if isinstance(out, StorePath) and file_format != "parquet":
             raise OutputError(
-                f"{out} lies on a store, where Arrow files can not be mapped into memory; pass "
+                f"{out} lies on a store, where Arrow files cannot be mapped into memory; pass "
                 'file_format="parquet".'
             )
         pinned = self.project.pinned
@@ -434,7 +468,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
 
         Raises:
             ValueError: there is no such split.
-            BadSourcesError: files that can not be used.
+            BadSourcesError: files that cannot be used.
         """
         if with_depth:
             return super().as_streaming_dataset(split, base_path)

@@ -35,9 +35,8 @@ import numpy as np
 import numpy.typing as npt
 
 import builder
+from builder.build import write_shard
 from builder.depth import DepthEstimator, DepthModel, locate_model
-from builder.encoding import encode_image
-from builder.plan import Plan
 from builder.recipe import (
     DEMO_DEPTH_MODEL,
     NO_DEPTH_MODEL,
@@ -46,10 +45,10 @@ from builder.recipe import (
     PinnedRecipe,
     Recipe,
 )
-from builder.render import Record, Renderer
+from builder.record import Encoder, Plan, Record, Renderer, encode_image
 from builder.schema import features, record_columns
-from builder.shards import Encoder, write_shard, write_table
 from builder.sources import Kind, SourceBank, prepare
+from builder.tables import write_table
 
 Array = npt.NDArray[Any]
 

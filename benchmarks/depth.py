@@ -171,7 +171,7 @@ def random_model(folder: Path) -> float:
     import torch
     from torch import nn
 
-    from builder.densedepth import (
+    from builder.depth.densedepth import (
         DenseDepthConfig,
         DenseDepthForDepthEstimation,
         DenseDepthImageProcessor,

@@ -45,11 +45,11 @@ from compose import Workload, workload
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from builder import DepthCodec, RecordReader
+from builder.batches import RecordReader
 from builder.recipe import NO_DEPTH_MODEL, DepthFormat
+from builder.record import DepthCodec, Encoder, Tally
 from builder.schema import features, record_columns
-from builder.shards import Encoder, write_table
-from builder.stats import Tally
+from builder.tables import write_table
 from fgbg_dataset import FgbgDataset
 
 Array = npt.NDArray[Any]

@@ -134,7 +134,7 @@ def save_model(folder: Path) -> None:
     import torch
     from transformers.utils import logging
 
-    from builder.densedepth import (
+    from builder.depth.densedepth import (
         DenseDepthConfig,
         DenseDepthForDepthEstimation,
         DenseDepthImageProcessor,

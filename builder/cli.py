@@ -20,16 +20,9 @@ from tqdm import tqdm
 from builder import __version__
 from builder.depth import BACKENDS, DEVICES, Backend, Device
 from builder.errors import FgbgError, PublishError, RecipeMismatchError
-from builder.recipe import (
-    CHOICES,
-    DEMO_DEPTH_MODEL,
-    PinnedRecipe,
-    Recipe,
-    load_recipe,
-    meaning,
-)
+from builder.recipe import CHOICES, DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, load_recipe, meaning
+from builder.remote import Place, StorePath, on_this_machine, place
 from builder.sources import demo_folders
-from builder.store import Place, StorePath, on_this_machine, place
 from builder.untrusted import printable
 
 Command = Callable[..., Any]
@@ -116,7 +109,7 @@ def _run_options(command: Command) -> Command:
         click.option(
             "--workers", type=click.IntRange(1), help="processes  [default: cores, or 1 with a GPU]"
         ),
-        click.option("--skip-bad", is_flag=True, help="go on without files that can not be used"),
+        click.option("--skip-bad", is_flag=True, help="go on without files that cannot be used"),
         click.option("--demo", is_flag=True, help="use the bundled sources"),
     ):
         command = option(command)
@@ -243,7 +236,7 @@ def build(
         _only_finish(ctx)
     if engine == "local" and (address is not None or num_gpus_per_worker is not None):
         raise click.UsageError("--address and --num-gpus-per-worker are for --engine ray.")
-    from builder.engine import BuildOptions
+    from builder.build import BuildOptions
 
     foregrounds, backgrounds, out = _folders(paths, demo or finish, with_out=True)
     assert out is not None
@@ -263,7 +256,7 @@ def build(
     )
     if isinstance(out, StorePath) and not out.probe():
         say(
-            f"{out.scheme}:// can not create an object unless it exists: run one build of {out} at "
+            f"{out.scheme}:// cannot create an object unless it exists: run one build of {out} at "
             "a time."
         )
     if finish:
@@ -306,7 +299,7 @@ def _only_finish(ctx: click.Context) -> None:
 
 def _shard_range(text: str | None, say: Callable[[str], None]) -> Any:
     """Return the part of the shards to make: as asked, else of this task of a SLURM array."""
-    from builder.resources import ShardRange
+    from builder.build import ShardRange
 
     if text is not None:
         return ShardRange.parse(text)
@@ -317,7 +310,7 @@ def _shard_range(text: str | None, say: Callable[[str], None]) -> Any:
 
 
 def _report_build(out: Place, dataset: Any, began: float, as_json: bool, quiet: bool) -> None:
-    from builder.work import build_status
+    from builder.build import build_status
 
     project, state = dataset.project, build_status(out)
     result = {
@@ -431,8 +424,7 @@ def plan(
     **values: Any,
 ) -> None:
     """Say what a build would make: records, files, bytes, time. Takes the arguments of build."""
-    from builder.engine import BuildOptions
-    from builder.forecast import forecast
+    from builder.build import BuildOptions, forecast
 
     foregrounds, backgrounds, _ = _folders(paths, demo, with_out=False)
     recipe, _ = _chosen_recipe(ctx, recipe_file, values)
@@ -470,7 +462,7 @@ def _duration(seconds: float) -> str:
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 def status(out: Place, as_json: bool) -> None:
     """Say how far the build of OUT is."""
-    from builder.work import build_status
+    from builder.build import build_status
 
     result = build_status(out)
     if as_json:
@@ -492,7 +484,7 @@ def status(out: Place, as_json: bool) -> None:
 @click.option("--title", help="heading of the card")
 def card(out: Path, license_: str | None, title: str | None) -> None:
     """Write README.md of the finished build OUT again."""
-    from builder.card import write_card
+    from builder.release import write_card
 
     click.echo(_printable(str(write_card(out, license=license_, title=title))))
 
@@ -501,7 +493,7 @@ def card(out: Path, license_: str | None, title: str | None) -> None:
 @click.argument("out", type=on_this_machine)
 def preview(out: Path) -> None:
     """Make the sample sheet and the preview page of the finished build OUT again."""
-    from builder.preview import write_preview
+    from builder.release import write_preview
 
     for path in write_preview(out):
         click.echo(_printable(str(path)))
@@ -528,7 +520,7 @@ def verify_(
 
     Files, sources, statistics and card are checked whole, records by composing them again.
     """
-    from builder.verify import verify
+    from builder.release import verify
 
     if everything and sample is not None:
         raise click.UsageError("give either --all or --sample.")
@@ -579,7 +571,7 @@ def push(
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from builder.publish import PushPlan, publish
+    from builder.release import PushPlan, publish
 
     def approve(plan: PushPlan) -> bool:
         _tell_plan(out, plan)
@@ -668,7 +660,7 @@ def convert_depth(
     as_json: bool,
 ) -> None:
     """Convert a DenseDepth checkpoint (Keras .h5, PyTorch) to a Transformers model in OUT_DIR."""
-    from builder.densedepth.convert_densedepth import convert
+    from builder.depth.densedepth.convert_densedepth import convert
 
     done = convert(
         checkpoint,

@@ -1,15 +1,15 @@
 """Every error a user can meet; each writes its own sentence and names the next step.
 
 FgbgError                 exit code 2: the input is wrong, nothing was done
-├── BadSourcesError       image files or credits that can not be used, all of them at once
+├── BadSourcesError       image files or credits that cannot be used, all of them at once
 ├── RecipeError           a recipe field or recipe file that makes no sense
 ├── RecipeMismatchError   OUT holds something made from another recipe
-├── OutputError           OUT can not be used or written (exit code 1)
+├── OutputError           OUT cannot be used or written (exit code 1)
 ├── NotABuildError        the folder is not a finished build
 ├── UnfinishedError       shards are missing that other builds were to make (exit code 1)
-├── DepthModelError       the depth model can not be loaded or used
-├── CardError             a README.md whose metadata can not be read
-├── PublishError          a set that may not, or can not, be published so
+├── DepthModelError       the depth model cannot be loaded or used
+├── CardError             a README.md whose metadata cannot be read
+├── PublishError          a set that may not, or cannot, be published so
 ├── PublishFailedError    the Hub could not be reached or kept refusing (exit code 1)
 └── BuildFailedError      some shards failed; the rest is kept (exit code 1)
 """
@@ -38,14 +38,14 @@ class FgbgError(Exception):
 
 
 class BadSourcesError(FgbgError):
-    """Source files that can not be used, listed together before any work starts."""
+    """Source files that cannot be used, listed together before any work starts."""
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = list(problems)
-        files = "1 source can" if len(problems) == 1 else f"{len(problems)} sources can"
+        files = "1 source" if len(problems) == 1 else f"{len(problems)} sources"
         lines = "\n".join(f"  {name}: {reason}" for name, reason in self.problems)
         super().__init__(
-            f"{files} not be used:\n{lines}\n"
+            f"{files} cannot be used:\n{lines}\n"
             "Mend or remove these files, or go on without them with --skip-bad (skip_bad=True)."
         )
 
@@ -74,7 +74,7 @@ class RecipeMismatchError(FgbgError):
 
 
 class OutputError(FgbgError):
-    """The output folder can not be used or written."""
+    """The output folder cannot be used or written."""
 
     exit_code = 1
 
@@ -87,7 +87,7 @@ class OutputError(FgbgError):
         """
         if not isinstance(out, Path):  # on a store, whose errors are told whole
             return cls(
-                f"{error.filename or out} can not be written: {error.strerror or error}. Finished "
+                f"{error.filename or out} cannot be written: {error.strerror or error}. Finished "
                 "shards are kept: mend this and run the same command again."
             )
         found = _first_cause(error)
@@ -100,7 +100,7 @@ class OutputError(FgbgError):
             path = out  # and not a hidden file beside it
         remedy = _REMEDIES.get(number or 0, "mend this")
         return cls(
-            f"{path} can not be written: {reason}. Finished shards are kept: {remedy} and run the "
+            f"{path} cannot be written: {reason}. Finished shards are kept: {remedy} and run the "
             "same command again."
         )
 
@@ -125,7 +125,7 @@ class NotABuildError(FgbgError):
 
 
 class UnfinishedError(FgbgError):
-    """A set can not be put together, for shards of it are missing or damaged."""
+    """A set cannot be put together, for shards of it are missing or damaged."""
 
     exit_code = 1
 
@@ -136,7 +136,7 @@ class UnfinishedError(FgbgError):
         if len(missing) > 10:
             listed += f" and {len(missing) - 10} more"
         super().__init__(
-            f"{out} can not be finished: {count} missing or damaged: {listed}.\n"
+            f"{out} cannot be finished: {count} missing or damaged: {listed}.\n"
             f"To make what is missing, and finish: {command}"
         )
 
@@ -145,11 +145,11 @@ class UnfinishedError(FgbgError):
 
 
 class DepthModelError(FgbgError):
-    """The depth model can not be found, loaded or used."""
+    """The depth model cannot be found, loaded or used."""
 
 
 class CardError(FgbgError):
-    """The metadata at the top of a README.md can not be read."""
+    """The metadata at the top of a README.md cannot be read."""
 
 
 class PublishError(FgbgError):

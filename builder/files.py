@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builder.store import Place, StorePath
+from builder.remote import Place, StorePath
 
 _HASH_BLOCK = 2**20
 
@@ -32,16 +32,23 @@ def write_text(path: Place, text: str) -> None:
 
 def write_bytes(path: Place, content: bytes) -> None:
     """Write a file that is either there whole or not at all."""
-    with _temporary(path) as temporary:
+    with replacing(path) as temporary:
         _write(temporary, content)
-        _rename(temporary, path)
+
+
+@contextmanager
+def replacing(path: Place) -> Iterator[Path]:
+    """Give another name to write a file under; it becomes `path` when the block ends well."""
+    with temporary_for(path) as temporary:
+        yield temporary
+        rename(temporary, path)
 
 
 def create_bytes(path: Place, content: bytes) -> bool:
     """Write a file unless it exists, whole or not at all; say whether it was written."""
     if isinstance(path, StorePath):
         return path.create(content)
-    with _temporary(path) as temporary:
+    with temporary_for(path) as temporary:
         _write(temporary, content)
         try:
             path.hardlink_to(temporary)
@@ -76,7 +83,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _temporary(path: Place) -> Iterator[Path]:
+def temporary_for(path: Place) -> Iterator[Path]:
     """Give a name beside `path`, or in a folder of this machine, that no other writer has."""
     if isinstance(path, StorePath):
         with tempfile.TemporaryDirectory(prefix="fgbg-") as folder:
@@ -89,7 +96,8 @@ def _temporary(path: Place) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _rename(temporary: Path, path: Place) -> None:
+def rename(temporary: Path, path: Place) -> None:
+    """Give a file its own name, for good: the folder is synced too."""
     if isinstance(path, StorePath):
         path.upload(temporary)
         return

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from builder.errors import FgbgError, NotABuildError, RecipeError
-from builder.plan import Plan, SplitPlan
 from builder.recipe import MAX_RECIPE_BYTES, PinnedRecipe
-from builder.stats import Statistics
-from builder.store import Place
+from builder.record import Plan, SplitPlan, Statistics
+from builder.remote import Place
+from builder.tables import FileFormat
 from builder.untrusted import parse_json, printable, read_text
-
-FileFormat = Literal["parquet", "arrow"]
 
 RECIPE_FILE = "recipe.json"
 CARD_FILE = "README.md"
@@ -39,7 +37,7 @@ def read_recipe(folder: Place) -> PinnedRecipe:
     try:
         return PinnedRecipe.from_json(read_text(path, MAX_RECIPE_BYTES), str(path))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} can not be read: {error}") from None
+        raise RecipeError(f"{path} cannot be read: {error}") from None
 
 
 def is_complete(out: Place, pinned: PinnedRecipe) -> bool:
@@ -73,7 +71,7 @@ def read_statistics(out: Place, plan: Plan) -> dict[str, Any]:
                     raise ValueError(f"a file of {name} has no number of rows or bytes")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         why = printable(f"{type(error).__name__}: {error}")[:300]
-        raise NotABuildError(f"{path} can not be read ({why}); build the set again.") from None
+        raise NotABuildError(f"{path} cannot be read ({why}); build the set again.") from None
     splits: dict[str, Any] = content["splits"]
     return splits
 

@@ -209,7 +209,7 @@ def _check_sha256(name: str, text: str) -> None:
 
 
 def credit_fault(text: str) -> str | None:
-    """Say why a text can not be an author, licence or url; None if it can."""
+    """Say why a text cannot be an author, licence or url; None if it can."""
     if len(text) > MAX_CREDIT_CHARACTERS:
         return f"has a cell of more than {MAX_CREDIT_CHARACTERS} characters"
     if any(printable(word) != word for word in text.split()):
@@ -494,7 +494,7 @@ def load_recipe(path: Path) -> tuple[Recipe, PinnedRecipe | None]:
     try:
         text = read_text(path, MAX_RECIPE_BYTES)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} can not be read: {error}") from None
+        raise RecipeError(f"{path} cannot be read: {error}") from None
     content = _json_object(text, str(path))
     if "recipe" in content:
         pinned = PinnedRecipe.from_json(text, str(path))

@@ -23,7 +23,7 @@ def read_text(path: _Readable, most_bytes: int) -> str:
     """Read a UTF-8 text file of at most `most_bytes`.
 
     Raises:
-        OSError: it can not be read, or is a pipe, socket or device, which might never end.
+        OSError: it cannot be read, or is a pipe, socket or device, which might never end.
         ValueError: it is larger, or not UTF-8.
     """
     status = path.stat()

@@ -31,12 +31,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from builder import FgbgError
-from builder.densedepth.metrics import DepthMetrics
+from builder.batches import RecordReader
+from builder.depth.densedepth.metrics import DepthMetrics
+from builder.errors import FgbgError
 from builder.files import write_text
-from builder.plan import Plan
-from builder.preview import LUT, DepthScale
-from builder.reading import RecordReader
+from builder.record import Plan
+from builder.release import LUT, DepthScale
 from builder.sources import demo_folders
 from fgbg_dataset import FgbgDataset
 from training.loop import checkpoint_state, learning_rate, load_checkpoint, save_checkpoint

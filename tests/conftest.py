@@ -17,9 +17,9 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
-import numpy as np
 from hypothesis import HealthCheck, settings
-from PIL import Image
+
+from tests.pictures import blob, scene
 
 # A shell's background jobs ignore Ctrl-C, and so would every process that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,28 +59,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
 
 
-def blob(seed: int, width: int, height: int) -> Image.Image:
-    """A coloured ellipse with a soft edge on transparency, RGBA."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width]
-    centre = ((width - 1) / 2, (height - 1) / 2)
-    radius = np.hypot((x - centre[0]) / (width / 2), (y - centre[1]) / (height / 2))
-    pixels = np.empty((height, width, 4), np.uint8)
-    pixels[..., :3] = rng.integers(0, 256, 3) + rng.integers(-8, 9, (height, width, 1))
-    pixels[..., 3] = np.clip((0.9 - radius) * 8 * 255, 0, 255)
-    return Image.fromarray(pixels)
-
-
-def scene(seed: int, width: int, height: int) -> Image.Image:
-    """A smooth coloured gradient with some noise, RGB."""
-    rng = np.random.default_rng(1000 + seed)
-    corners = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
-    smooth = np.asarray(corners.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    return Image.fromarray(
-        np.clip(smooth + rng.integers(-10, 11, smooth.shape), 0, 255).astype(np.uint8)
-    )
-
-
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of 4 foregrounds and 5 backgrounds; the foregrounds have credits."""
@@ -104,7 +82,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved DenseDepth with random seeded weights whose depth varies over the picture."""
     import torch
 
-    from builder.densedepth import (
+    from builder.depth.densedepth import (
         DenseDepthConfig,
         DenseDepthForDepthEstimation,
         DenseDepthImageProcessor,

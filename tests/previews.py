@@ -9,14 +9,16 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from builder.depth import DepthEstimator
+from builder.build.shards import stored_name, write_shard
+from builder.depth.estimator import DepthEstimator
 from builder.files import write_text
-from builder.layout import RECIPE_FILE, SOURCES_FILE, FileFormat, shard_file
-from builder.plan import Plan, hold_out
+from builder.layout import RECIPE_FILE, SOURCES_FILE, shard_file
 from builder.recipe import DepthInfo, PinnedRecipe, Recipe
-from builder.render import Renderer
-from builder.shards import stored_name, write_shard, write_sources
-from builder.sources import Source, SourceBank, prepare
+from builder.record.plan import Plan, hold_out
+from builder.record.render import Renderer
+from builder.sources.prepare import Source, SourceBank, prepare
+from builder.sources.stored import write_sources
+from builder.tables import FileFormat
 
 METRIC = DepthInfo(
     model="demo",

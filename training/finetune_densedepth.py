@@ -38,9 +38,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from builder.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
-from builder.densedepth.metrics import METRICS, DepthMetrics
 from builder.depth import DEVICES, Device, locate_model, pick_device
+from builder.depth.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
+from builder.depth.densedepth.metrics import METRICS, DepthMetrics
 from builder.errors import FgbgError
 from builder.files import write_text
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe
@@ -230,7 +230,7 @@ class Finetuning:
         """Train to the last step, saving on the way; yields the loss of each step.
 
         Raises:
-            TrainingError: a row can not be read, or the loss is no number any more.
+            TrainingError: a row cannot be read, or the loss is no number any more.
         """
         settings, progress = self.settings, self.progress
         if progress.step >= settings.steps:
@@ -280,7 +280,7 @@ class Finetuning:
         """Measure the model on a split, at the size of the split's own depth maps.
 
         Raises:
-            TrainingError: a row can not be read, or no depth is known.
+            TrainingError: a row cannot be read, or no depth is known.
         """
         settings = self.settings
         pairs = settings.pairs(split)
@@ -413,7 +413,7 @@ picture. Fine-tuned from `{model}` on `{dataset}`.
 ## Use
 
 ```python
-import builder.densedepth  # of fgbg-dataset: registers DenseDepth with the Auto classes
+import builder.depth.densedepth  # of fgbg-dataset: registers DenseDepth with the Auto classes
 from transformers import pipeline
 
 pipeline("depth-estimation", model="this folder or repository")("photo.jpg")["predicted_depth"]
@@ -437,7 +437,7 @@ def publish(out: Path, repo_id: str) -> str:
     """Upload the model folder, without its checkpoint, in one commit; return its address.
 
     Raises:
-        TrainingError: the Hub refuses, or can not be reached.
+        TrainingError: the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -458,11 +458,11 @@ def make_repository(repo_id: str, private: bool) -> None:
     """Make the model repository before the training, so that a missing token shows at once.
 
     Raises:
-        TrainingError: the Hub refuses, or can not be reached.
+        TrainingError: the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import HfApi
 
-    with _hub_errors_as(f"{repo_id} can not be made on the Hub; is `hf auth login` done?"):
+    with _hub_errors_as(f"{repo_id} cannot be made on the Hub; is `hf auth login` done?"):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
 
 

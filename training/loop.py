@@ -49,7 +49,7 @@ def save_checkpoint(
         state: JSON values; returned by `checkpoint_state`.
 
     Raises:
-        OSError: the file can not be written.
+        OSError: the file cannot be written.
     """
     tensors = {f"{_MODEL}{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():

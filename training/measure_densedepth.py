@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw
 
-from builder.densedepth import DenseDepthForDepthEstimation
-from builder.densedepth.metrics import METRICS, depth_errors
+from builder.depth.densedepth import DenseDepthForDepthEstimation
+from builder.depth.densedepth.metrics import METRICS, depth_errors
 from training import photographs, scenes
 from training.scenes import Bytes
 from training.train_densedepth import WORK, Pool, ScenePool, cached, load_model, render_scenes

@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from builder.encoding import DepthCodec
 from builder.layout import read_recipe
 from builder.recipe import DepthInfo, Recipe
+from builder.record import DepthCodec
 from training.loop import TrainingError
 
 Depth = npt.NDArray[np.float32]
@@ -103,7 +103,7 @@ class Pairs:
                 picture = Image.fromarray(np.asarray(picture, np.uint8))
             depth_m = np.asarray(self._metres(self._value(row, self._depth_column)), np.float32)
         except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
-            raise TrainingError(f"a row of {self.name} can not be read: {error}") from None
+            raise TrainingError(f"a row of {self.name} cannot be read: {error}") from None
         if depth_m.ndim == 3 and depth_m.shape[0] == 1:
             depth_m = depth_m[0]
         if depth_m.ndim != 2:
@@ -266,7 +266,7 @@ def _download_recipe(repo_id: str) -> Path | None:
         return Path(hf_hub_download(repo_id, "recipe.json", repo_type="dataset"))
     except LocalEntryNotFoundError:
         reason = (
-            "it is no folder here, and the Hub can not be reached to see how it stores depth (with "
+            "it is no folder here, and the Hub cannot be reached to see how it stores depth (with "
             "--depth-scale a cached data set is used as it is)"
         )
     except EntryNotFoundError:
@@ -283,4 +283,4 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainingError(f"split {split!r} of {name} can not be loaded: {reason}") from None
+        raise TrainingError(f"split {split!r} of {name} cannot be loaded: {reason}") from None

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from builder.backends import openvino_core
+from builder.depth.backends import openvino_core
 from builder.files import sha256_file
 from training.loop import TrainingError
 from training.scenes import Bytes

@@ -35,11 +35,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from builder.densedepth import (
+from builder.depth.densedepth import (
     DenseDepthForDepthEstimation,
     DenseDepthImageProcessor,
 )
-from builder.densedepth.modeling_densedepth import L1_WEIGHT, loss_terms
+from builder.depth.densedepth.modeling_densedepth import L1_WEIGHT, loss_terms
 from builder.files import sha256_file, write_bytes
 from training import photographs, scenes
 from training.loop import TrainingError, checkpoint_state, load_checkpoint, save_checkpoint

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from builder.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
+from builder.depth.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
 from training.loop import TrainingError
 
 Places = list[int]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.preview import PAGE_RECORDS, write_preview
+from builder.release.preview import PAGE_RECORDS, write_preview
+from tests.limits import HANG_S
 from tests.previews import make_build
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -52,7 +53,7 @@ def page(browser: sync_api.Browser, url: str) -> Iterator[sync_api.Page]:
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("dialog", lambda dialog: (complaints.append("an alert"), dialog.dismiss()))
     page.on("request", lambda request: requests.append(request.url))
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(1000 * HANG_S)
     page.goto(url)
     yield page
     page.close()

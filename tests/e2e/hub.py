@@ -581,7 +581,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif key == "deletedFile" and path in files:
             del files[path]
         else:
-            self._refuse(400, message=f"{key} {path} can not be done")
+            self._refuse(400, message=f"{key} {path} cannot be done")
             return False
         return True
 

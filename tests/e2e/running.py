@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.limits import HANG_S
+
 COMMAND = [sys.executable, "-c", "from builder.cli import main; main(prog_name='fgbg')"]
 
+SPLITS = {"train": 54, "unseen_background": 36, "unseen_foreground": 18, "unseen_both": 12}
 # 4 foregrounds x 5 backgrounds x 2 flips x 3 places = 120 records of 64 px
 OPTIONS = (
     *("--placements", "3", "--size", "64", "--foreground-size", "32", "--holdout", "0.3"),
@@ -22,7 +25,7 @@ OPTIONS = (
 def fgbg(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `fgbg` and check its exit code."""
     command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -87,7 +90,7 @@ def ended(pids: list[int]) -> bool:
             descriptor = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-        done = select.select([descriptor], [], [], 60)[0]
+        done = select.select([descriptor], [], [], HANG_S)[0]
         os.close(descriptor)
         if not done:
             return False
@@ -102,3 +105,12 @@ def await_end(session: int) -> None:
 
 def commits(out: Path) -> set[str]:
     return {p.name for p in (out.parent / f".{out.name}.fgbg" / "shards").glob("*.json")}
+
+
+def written(path: Path) -> int:
+    """When a file was written, in ns; 0 if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def is_newer(path: Path, than: int) -> bool:
+    return written(path) > than

@@ -16,9 +16,7 @@ import xxhash
 from datasets import load_dataset
 from PIL import Image
 
-from tests.e2e.running import OPTIONS, fgbg, files_of
-
-SPLITS = {"train": 54, "unseen_background": 36, "unseen_foreground": 18, "unseen_both": 12}
+from tests.e2e.running import OPTIONS, SPLITS, fgbg, files_of
 
 
 def rows_of(out: Path, **options: Any) -> dict[int, dict[str, Any]]:
@@ -149,7 +147,7 @@ def test_depth_is_the_models_and_lies_on_the_grid(built, rows, tiny_model):
     import torch
     from transformers import AutoModelForDepthEstimation
 
-    import builder.densedepth  # noqa: F401
+    import builder.depth.densedepth  # noqa: F401
 
     model = AutoModelForDepthEstimation.from_pretrained(tiny_model).eval()
     sources = {
@@ -291,7 +289,7 @@ def test_bad_files_of_both_folders_are_listed_together_before_any_work(sources, 
     command = ("build", foregrounds, backgrounds, tmp_path / "out", *OPTIONS,
                "--depth-model", "none")  # fmt: skip
     refused = fgbg(*command, code=2)
-    assert "4 sources can not be used:" in refused.stderr
+    assert "4 sources cannot be used:" in refused.stderr
     assert "fg/opaque.jpg: has no alpha channel; a foreground needs transparency" in refused.stderr
     assert "fg/empty.png: is empty (0 bytes)" in refused.stderr
     assert "bg/notes.txt: is not a JPEG, PNG, WebP, TIFF or BMP image" in refused.stderr
@@ -316,7 +314,7 @@ def test_without_depth_there_is_no_depth_column(sources, tmp_path):
 
 @pytest.mark.parametrize(("image_format", "pillow"), [("webp", "WEBP"), ("png", "PNG")])
 def test_other_formats_and_compact_depth(sources, tiny_model, tmp_path, image_format, pillow):
-    from builder import DepthCodec, PinnedRecipe
+    from fgbg_dataset import DepthCodec, PinnedRecipe
 
     out = tmp_path / "out"
     fgbg("build", *sources, out, *OPTIONS, "--depth-model", tiny_model, "--placements", "1",

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from datasets import load_dataset
 
-from builder import PinnedRecipe
-from fgbg_dataset import FgbgDataset
+from fgbg_dataset import FgbgDataset, PinnedRecipe
 from tests.e2e.hub import Hub, serve
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,9 @@ def run(script: str, hub: Hub, built: Path, home: Path) -> str:
     home.mkdir(exist_ok=True)
     path.write_text(f"{BEGIN}\n{script}")
     command = [sys.executable, "-W", "error", str(path), str(built), "ann/blobs"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=env)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=HANG_S, cwd=ROOT, env=env
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -135,7 +137,7 @@ for epoch, stop in ((0, 1), (3, 30), (3, 41)):
 """
 
 READ = """
-from builder import FgbgError, NotABuildError, RecordReader
+from fgbg_dataset import FgbgError, NotABuildError, RecordReader
 from torch.utils.data import DataLoader
 
 reader, here = RecordReader.of(REPO), RecordReader.of(FOLDER)

@@ -18,8 +18,7 @@ from PIL import Image
 
 from builder.errors import FgbgError
 from examples.train_streaming import CHECKPOINT, PICTURE, RESULTS, Network, main
-from tests.e2e.running import files_of, wait_until
-from tests.e2e.test_finetune import is_newer, written
+from tests.e2e.running import files_of, is_newer, wait_until, written
 from training.loop import load_checkpoint
 
 # 54 or 72 train records in batches of 8: over two epochs; a kill falls into any part of one.

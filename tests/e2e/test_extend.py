@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from builder.verify import verify
+from builder.release.verify import verify
 from fgbg_dataset import FgbgDataset, earlier_set
-from tests.conftest import blob, scene
 from tests.e2e.running import OPTIONS, commits, fgbg, files_of, start, wait_until
+from tests.pictures import blob, scene
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
-from builder.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
+from builder.depth.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
 from tests.e2e.hub import TOKEN, serve
-from tests.e2e.running import files_of, wait_until
+from tests.e2e.running import files_of, is_newer, wait_until, written
+from tests.limits import HANG_S
 from training.finetune_densedepth import main
 
 # 54 records in batches of 8: nearly nine epochs, so that a stop falls into any part of one.
@@ -44,15 +45,6 @@ def start(*arguments: object, **options) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "training.finetune_densedepth", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
-
-
-def written(path: Path) -> int:
-    """When a file was written, in ns; 0 if it is not there."""
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def is_newer(path: Path, than: int) -> bool:
-    return written(path) > than
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +129,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tuned, built, model, tmp_path, m
         kills += not (out / "model.safetensors").exists()
     assert kills, "it ended before it could be disturbed"
     process = start(model, built, out, *options, "--resume")
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, stderr
     assert files_of(out) == files_of(undisturbed)
 
@@ -189,7 +181,7 @@ def test_uploaded_are_model_processor_and_card(tuned, built, model, tmp_path, hu
 
 def test_a_hub_that_refuses_is_told_before_the_training(built, model, tmp_path, monkeypatch, hub):
     push = (model, built, tmp_path / "out", "--steps", "1", "--push-to-hub")
-    assert "bob/tuned can not be made on the Hub" in run(*push, "bob/tuned", code=2)
+    assert "bob/tuned cannot be made on the Hub" in run(*push, "bob/tuned", code=2)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     assert "is `hf auth login` done?" in run(*push, "ann/tuned", code=2)
@@ -206,7 +198,7 @@ def test_a_set_on_the_hub_trains_as_the_same_set_here(built, model, tmp_path, mo
         server.put_folder("ann/blobs", built)
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         process = start(model, "ann/blobs", tmp_path / "there", *options)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, stderr
     assert any(path.endswith("/recipe.json") for path in server.paths)
     files = files_of(tmp_path / "there")

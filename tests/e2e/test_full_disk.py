@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from builder import OutputError
-from builder.engine import BuildOptions
-from builder.work import WorkFolder
-from fgbg_dataset import FgbgDataset
+from builder.build.engine import BuildOptions
+from builder.build.work import WorkFolder
+from fgbg_dataset import FgbgDataset, OutputError
 from tests.e2e.running import COMMAND, OPTIONS, await_end, commits, files_of, start, wait_until
+from tests.limits import HANG_S
 
 # 80 records in 12 shards; the set takes about 700 kB
 SMALL = (*OPTIONS, "--placements", "2", "--shard-records", "8", "--depth-model", "none")
@@ -45,7 +45,7 @@ def build(sources: tuple[Path, Path], out: Path, **recipe: Any) -> None:
 
 
 def sentence(out: Path, what: str) -> str:
-    return f"{out} can not be written: {TOLD[what]} and run the same command again."
+    return f"{out} cannot be written: {TOLD[what]} and run the same command again."
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_workers_out_of_space_end_with_one_sentence(sources, disk, undisturbed):
     out = disk / "set"
     assert remount(disk, "size=300k")
     process = start("build", *sources, out, *SMALL, "--workers", "2")
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "Error: " + sentence(out, "full")
     assert "Traceback" not in stderr
@@ -173,7 +173,7 @@ def test_read_only_in_the_middle_and_from_the_start(sources, disk, tmp_path):
     process = start("build", *sources, out, *SMALL, "--shard-records", "2")
     # Refused as long as a file is open for writing, so asked between two of them.
     assert wait_until(process, lambda: len(commits(out)) >= 1 and remount(disk, "ro"))
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert stderr.splitlines()[-1] == "Error: " + sentence(out, "read-only")
     assert "Traceback" not in stderr
@@ -205,7 +205,7 @@ def test_a_folder_without_the_right_to_write_is_told_before_any_work(sources, tm
             pytest.skip("setpriv is not there to take root's rights away")
         without_rights = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
     command = [*without_rights, *COMMAND, "build", *map(str, sources), str(out), *SMALL]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     out.parent.chmod(0o755)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "Error: " + sentence(out, "forbidden")

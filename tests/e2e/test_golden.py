@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from builder.recipe import PinnedRecipe
-from builder.verify import verify
+from builder.release.verify import verify
 from tests.e2e.running import fgbg
 
 GOLDEN = Path(__file__).parents[1] / "golden"

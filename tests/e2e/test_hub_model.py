@@ -64,7 +64,7 @@ def test_models_that_are_not_safe_or_not_known_are_refused(sources, tiny_model, 
     shutil.copytree(tiny_model, damaged)
     (damaged / "model.safetensors").write_bytes(b"\xff" * 64)
     refused = fgbg("build", *sources, tmp_path / "out", *OPTIONS, "--depth-model", damaged, code=2)
-    assert "model.safetensors can not be loaded (" in refused.stderr
+    assert "model.safetensors cannot be loaded (" in refused.stderr
     assert "Traceback" not in refused.stderr
 
     lacking = tmp_path / "lacking"

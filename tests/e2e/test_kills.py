@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.running import OPTIONS, await_end, commits, fgbg, files_of, linger, start, wait_until
+from tests.limits import HANG_S
 
 # 240 records in about 80 shards, so that every kill leaves some to do
 SMALL = (*OPTIONS, "--placements", "6", "--shard-records", "3", "--depth-model", "none")
@@ -65,7 +66,7 @@ def disturb(
         victim.send_signal(number)
     sent = 0
     for build in builds:
-        stdout, stderr = build.communicate(timeout=120)
+        stdout, stderr = build.communicate(timeout=HANG_S)
         await_end(build.pid)
         if build not in hit or stdout:  # it went on alone, or had told its result already
             allowed = (0, -number) if build in hit else (0,)  # Python was shutting down
@@ -139,7 +140,7 @@ main(arguments)
 def test_a_signal_amid_the_start_of_a_worker_is_told_once(sources, tmp_path, number):
     arguments = ["build", *sources, tmp_path / "set", *SMALL, "--workers", "2"]
     program = [sys.executable, "-c", AMID_A_START, str(int(number)), *arguments]
-    build = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    build = subprocess.run(program, capture_output=True, text=True, timeout=HANG_S)
     assert_told(number, build.returncode, build.stderr)
     assert build.stderr.count(WORDS[number][0]) == 1 and "Traceback" not in build.stderr
     fgbg(*arguments)

@@ -21,15 +21,14 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from builder import NotABuildError, PublishError, PublishFailedError
-from builder.engine import BuildOptions
-from builder.preview import DepthScale
-from builder.publish import publish
-from builder.verify import verify
-from fgbg_dataset import FgbgDataset
+from builder.build.engine import BuildOptions
+from builder.release.preview import DepthScale
+from builder.release.publish import publish
+from builder.release.verify import verify
+from fgbg_dataset import FgbgDataset, NotABuildError, PublishError, PublishFailedError
 from tests.e2e.hub import READ_TOKEN, TOKEN, Hub
-from tests.e2e.running import COMMAND, files_of
-from tests.e2e.test_build import SPLITS
+from tests.e2e.running import COMMAND, SPLITS, files_of
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.filterwarnings(  # huggingface_hub's own
     "ignore:Use 'content=:DeprecationWarning"
@@ -143,7 +142,7 @@ def test_the_preview_holds_records_of_all_splits_with_coloured_depth(built):
     depths = [np.asarray(row["depth"]) / np.float32(1000) for row in rows]
     known = np.concatenate([depth[::2, ::2].ravel() for depth in depths])
     scale = DepthScale(*np.percentile(known, (1, 99)).tolist(), True, "m")
-    from builder.preview import LUT
+    from builder.release.preview import LUT
 
     for row, depth in zip(rows, depths, strict=True):
         colour = np.asarray(row.pop("depth_colour")).astype(int)
@@ -153,7 +152,6 @@ def test_the_preview_holds_records_of_all_splits_with_coloured_depth(built):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_set_of_many_files_goes_up_in_one_commit(sources, hub, tmp_path):
     """More files than huggingface_hub and `datasets` take into one request or commit."""
     out = make(sources, tmp_path / "many", placements=15, shard_records=1)
@@ -298,7 +296,7 @@ def test_two_publishers_of_one_set_make_one_commit(small, hub):
 def test_two_processes_that_push_at_once_both_end_well(small, other, hub):
     one, two = start(small, "--yes"), start(other, "--yes")
     for process in (one, two):
-        _, stderr = process.communicate(timeout=100)
+        _, stderr = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, stderr
     assert kept(hub.files(REPO)) in (sent_set(small), sent_set(other))
 
@@ -402,7 +400,7 @@ def test_a_wait_that_is_too_long_is_told(small, hub):
 def test_giving_up_is_exit_code_1(small, hub):
     hub.fail("GET", "/revision/", 503, times=100, headers={"Retry-After": "0"})
     process = start(small, "--yes")
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert stdout == ""
     assert "Error: ann/blobs could not be read: the Hub answered 503, 9 times." in stderr
@@ -482,12 +480,12 @@ def refused(out: Path, hub: Hub, repo_id: str = REPO, **options: Any) -> str:
     [
         ("blobs", None, "lacks a namespace"),
         ("ann/fgbg_dataset", None, "named like the module fgbg_dataset.py"),
-        ("ann/blobs.git", None, "can not be a repository"),
-        ("ann/my blobs", None, "can not be a repository"),
-        ("ann/a/b", None, "can not be a repository"),
-        ("../blobs", None, "can not be a repository"),
-        (REPO, "data", "can not be called 'data'"),
-        (REPO, "foregrounds", "can not be called 'foregrounds'"),
+        ("ann/blobs.git", None, "cannot be a repository"),
+        ("ann/my blobs", None, "cannot be a repository"),
+        ("ann/a/b", None, "cannot be a repository"),
+        ("../blobs", None, "cannot be a repository"),
+        (REPO, "data", "cannot be called 'data'"),
+        (REPO, "foregrounds", "cannot be called 'foregrounds'"),
         (REPO, "a/b", "may have letters, digits and . _ - only"),
         (REPO, "", "may have letters, digits and . _ - only"),
     ],
@@ -540,7 +538,7 @@ def test_who_may_not_write_is_told_how_to(small, hub):
 
 def test_what_is_unfinished_or_harmed_is_refused(small, hub, tmp_path):
     assert "is not a finished build" in refused(tmp_path / "nothing", hub)
-    from builder.work import WorkFolder
+    from builder.build.work import WorkFolder
 
     begun = tmp_path / "begun"
     shutil.copytree(small, WorkFolder(begun).path)
@@ -644,7 +642,7 @@ def test_changed_splits_are_left_to_datasets(sources, hub, tmp_path):
 
 def test_the_command_prints_the_plan_asks_and_tells_as_json(small, hub):
     process = start(small)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 2
     assert "nobody is here to confirm this; look at the plan above and add --yes" in stderr
     assert "40 records of " in stderr
@@ -654,7 +652,7 @@ def test_the_command_prints_the_plan_asks_and_tells_as_json(small, hub):
     assert "  note      5 of 5 backgrounds are without author or licence.\n" in stderr
     assert hub.repos == {}
     process = start(small, "--yes", "--json", "--private", "--license", "cc-by-4.0")
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=HANG_S)
     result = json.loads(stdout)
     assert result["result"] == "published"
     assert result["oid"] == hub.repo(REPO).refs["main"]
@@ -667,7 +665,7 @@ def test_a_person_is_asked(small, hub, answer, repos):
     ours, theirs = pty.openpty()
     os.write(ours, answer)
     done = subprocess.run([*COMMAND, "push", str(small), REPO], stdin=theirs, capture_output=True,
-                          text=True, timeout=60)  # fmt: skip
+                          text=True, timeout=HANG_S)  # fmt: skip
     os.close(ours)
     os.close(theirs)
     assert "Send it? [y/N]" in done.stderr

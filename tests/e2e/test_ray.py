@@ -28,6 +28,7 @@ from tests.e2e.running import (
     stat_of,
     wait_until,
 )
+from tests.limits import HANG_S
 
 # 4 foregrounds x 5 backgrounds x 2 flips x 5 places = 200 records of 64 px in 53 shards
 RAY = (*OPTIONS[:-2], "--placements", "5", "--shard-records", "4")
@@ -124,7 +125,7 @@ class ThreeRaylets:
 
     def close(self) -> None:
         raylets = self.namespace.living()
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=HANG_S)
         assert ended(raylets)
 
 
@@ -154,7 +155,7 @@ def test_a_killed_raylet_changes_no_byte(cluster, sources, tiny_model, undisturb
     assert wait_until(process, far_enough), process.communicate()[1]
     assert len(cluster.ask(f"-{busy[0]}")) == 1
     assert len(commits(out)) < len(list((undisturbed / "data").iterdir())), "killed too late"
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, stderr
     assert files_of(out) == files_of(undisturbed)
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
@@ -184,7 +185,7 @@ def test_a_shard_that_fails_is_told_and_the_others_are_made(cluster, sources, tm
     in_the_way = tmp_path / ".set.fgbg" / "shards" / "unseen_both-00000-of-00001.json"
     in_the_way.mkdir(parents=True)
     process = cluster.build(*arguments)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 1, stderr
     assert "1 shard failed, 6 finished and kept:\n  unseen_both-00000-of-00001: Is" in stderr
     assert "To resume: fgbg build " in stderr
@@ -205,13 +206,13 @@ def test_a_node_that_does_not_see_out_is_named(cluster, sources, tiny_model, tmp
         # long enough for every actor to be loaded before the others have made all shards
         arguments = (*sources, tmp_path / "set", *RAY, "--placements", 100, "--workers", 4)
         process = cluster.build(*arguments, "--depth-model", tiny_model)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=HANG_S)
     finally:
         apart.terminate()
-        apart.communicate(timeout=60)
+        apart.communicate(timeout=HANG_S)
     assert process.returncode == 2, stderr
     assert stderr.splitlines()[-1] == (
-        "Error: Ray node 127.0.0.1 can not take part: it sees nothing in "
+        "Error: Ray node 127.0.0.1 cannot take part: it sees nothing in "
         f"{tmp_path}/.set.fgbg; OUT must be on storage that all nodes share."
     )
     assert ended(cluster.makers())
@@ -229,7 +230,7 @@ def test_a_stopped_build_ends_the_ray_it_started(namespace, sources, tiny_model,
     started = set(namespace.living()) - before
     assert namespace.living(b"ray::_Maker")
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANG_S)
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert "Finished shards are kept; the same command resumes." in stderr
@@ -244,7 +245,7 @@ def test_without_ray_one_sentence_says_what_to_install(sources, tmp_path):
         [sys.executable, "-c", program, "build", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG_S,
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
@@ -272,7 +273,7 @@ def test_a_shard_on_which_three_processes_died_is_told(cluster, sources, tiny_mo
         seen |= written_anew()
         (pid,) = cluster.makers()  # one shard, one actor
         os.kill(pid, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     told = "train-00000-of-00001: its process died 3 times (killed, or out of memory)\n"
     assert told in stderr
@@ -285,14 +286,14 @@ def test_a_full_disk_ends_the_build_at_once(cluster, sources, tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", size.format(1500), "none", tmp_path], check=True)
     try:
         process = cluster.build(*sources, tmp_path / "set", *options)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=HANG_S)
         assert process.returncode == 1
-        assert stderr.splitlines()[-1].startswith(f"Error: {tmp_path}/set can not be written: No ")
+        assert stderr.splitlines()[-1].startswith(f"Error: {tmp_path}/set cannot be written: No ")
         assert ended(cluster.makers())
         remount = f"remount,{size.format(90000)}"
         subprocess.run(["mount", "-o", remount, tmp_path], check=True)
         process = cluster.build(*sources, tmp_path / "set", *options)
-        assert process.communicate(timeout=120) and process.returncode == 0
+        assert process.communicate(timeout=HANG_S) and process.returncode == 0
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -303,7 +304,7 @@ def test_a_cluster_that_is_not_there_is_told(namespace, sources, tmp_path):
         *(*COMMAND, "build", *sources, tmp_path / "set", *OPTIONS, "--depth-model", "none"),
         *("--engine", "ray", "--address", "127.0.0.1:9"),
     )
-    _, stderr = process.communicate(timeout=150)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 2
     assert "no Ray cluster can be used at 127.0.0.1:9: " in stderr
 

@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from builder.cli import main
-from builder.store import place
+from builder.remote import place
 from tests.e2e.running import OPTIONS, files_of, start, wait_until
 from tests.e2e.s3 import BUCKET, KEY, SECRET, serve
+from tests.limits import HANG_S
 
 SMALL = (*OPTIONS, "--shard-records", "6", "--depth-model", "none")  # 20 shards
 
@@ -135,12 +136,12 @@ def test_a_kill_and_harm_are_mended_and_no_other_shard_is_made_again(sources, un
 def test_two_parts_at_once_and_the_end_of_a_finish_that_was_killed(sources, undisturbed, store):
     parts = [start("build", *sources, OUT, *SMALL, "--shard-range", f"{i}/3") for i in (1, 2)]
     for process in parts:
-        stdout, stderr = process.communicate(timeout=100)
+        stdout, stderr = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, stderr
         assert "This part is done" in stdout
     made = len(commits(store))
     refused = fgbg("build", "--finish", OUT, code=1)
-    assert f"{OUT} can not be finished: {20 - made} shards are missing" in refused.stderr
+    assert f"{OUT} cannot be finished: {20 - made} shards are missing" in refused.stderr
     last = start("build", *sources, OUT, *SMALL, "--shard-range", "3/3")
     assert wait_until(last, lambda: store.exists(f"{BUCKET}/a/mine")), last.communicate()
     last.kill()
@@ -196,7 +197,7 @@ def test_what_goes_wrong_is_one_sentence_without_secrets(
     build = ("build", *sources)
     told = refused(*build, "s3://no-such-bucket/mine", *SMALL, code=1)
     assert told == (
-        "Error: s3://no-such-bucket/mine can not be written: there is no s3://no-such-bucket; make "
+        "Error: s3://no-such-bucket/mine cannot be written: there is no s3://no-such-bucket; make "
         "it first, or check its name."
     )
     told = refused(*build, f"s3://{KEY}:{SECRET}@{BUCKET}/mine", *SMALL, code=2)
@@ -214,7 +215,7 @@ def test_what_goes_wrong_is_one_sentence_without_secrets(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     told = refused(*build, OUT, *SMALL, code=1)
-    assert "the store can not be used (EndpointConnectionError: Could not connect" in told
+    assert "the store cannot be used (EndpointConnectionError: Could not connect" in told
     type(store).clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -22,9 +22,9 @@ from tests.e2e.running import (
     start,
     wait_until,
 )
+from tests.limits import HANG_S
 
 
-@pytest.mark.timeout(600)
 def test_ten_kills_at_random_moments_change_no_byte(sources, tiny_model, tmp_path):
     """SIGKILL; the moments are spread from the first file to the last."""
     options = (*OPTIONS, "--placements", "6", "--shard-records", "3", "--depth-model", tiny_model)
@@ -62,7 +62,7 @@ def test_no_process_outlives_a_build_and_workers_resume(sources, tiny_model, tmp
     assert wait_until(process, lambda: len(commits(out)) >= 2), process.communicate()
     assert len(processes_of(process.pid)) >= 3  # the build and two workers
     os.kill(process.pid, number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANG_S)
     word, code = {
         signal.SIGKILL: ("", -signal.SIGKILL),
         signal.SIGTERM: ("terminated", 143),
@@ -131,7 +131,7 @@ def test_a_worker_that_is_killed_is_replaced(sources, tiny_model, tmp_path):
         if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(workers[0], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, stderr
     assert files_of(out) == files_of(undisturbed)
 
@@ -164,7 +164,7 @@ def test_a_shard_on_which_three_workers_died_is_told_and_the_others_are_made(sou
         assert wait_until(process, another), process.communicate()
         victim = found[0]
         os.kill(victim, signal.SIGKILL)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert f"1 shard failed, 6 finished and kept:\n  {shard}: its process died 3 times" in stderr
     fgbg("build", *sources, out, *options)

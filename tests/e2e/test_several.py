@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.e2e.running import OPTIONS, commits, fgbg, files_of, start, wait_until
+from tests.limits import HANG_S
 
 SMALL = (*OPTIONS, "--shard-records", "6", "--depth-model", "none")
 
@@ -32,7 +33,7 @@ def test_parts_in_any_order_make_the_same_set_and_the_last_one_finishes(
         assert not out.exists()
     shards = len(commits(out))
     refused = fgbg("build", "--finish", out, code=1)
-    assert f"{out} can not be finished: {20 - shards} shards are missing or damaged: " in (
+    assert f"{out} cannot be finished: {20 - shards} shards are missing or damaged: " in (
         refused.stderr
     )
     assert "--shard-range" not in refused.stderr.splitlines()[-1]
@@ -92,7 +93,7 @@ def test_two_builds_share_the_work_and_one_does_not_need_the_other(
     assert wait_until(second, lambda: out.exists() or len(commits(out)) >= 19), second.communicate()
     first.send_signal(signal.SIGKILL if killed else signal.SIGCONT)
     for process in (second, first):
-        stdout, stderr = process.communicate(timeout=100)
+        stdout, stderr = process.communicate(timeout=HANG_S)
         if not (killed and process is first):
             assert process.returncode == 0, stderr
             assert "120 records" in stdout

@@ -19,16 +19,16 @@ import simplejpeg
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from builder.card import write_card
 from builder.cli import main
-from builder.encoding import _grey_png, encode_mask
 from builder.errors import FgbgError, NotABuildError
 from builder.files import sha256_file
-from builder.plan import Plan
-from builder.preview import TABLE_FILE
 from builder.recipe import PinnedRecipe
-from builder.shards import write_table
-from builder.verify import VerifyReport, verify
+from builder.record.encoding import _grey_png, encode_mask
+from builder.record.plan import Plan
+from builder.release.card import write_card
+from builder.release.preview import TABLE_FILE
+from builder.release.verify import VerifyReport, verify
+from builder.tables import write_table
 from fgbg_dataset import FgbgDataset
 from tests.e2e.hub import Hub
 from tests.e2e.running import fgbg
@@ -214,7 +214,7 @@ def test_truncated_and_foreign_files_are_told_without_a_traceback(out):
     (out / BOTH).write_bytes(b"")
     whats = {p.where: p.what for p in verify(out).problems if "read" in p.what}
     assert whats.keys() == {TRAIN, SECOND, BOTH}
-    assert all(what.startswith("can not be read as Parquet (") for what in whats.values())
+    assert all(what.startswith("cannot be read as Parquet (") for what in whats.values())
 
 
 def test_other_columns_or_another_fingerprint_in_a_file_are_told(out):
@@ -344,9 +344,9 @@ def test_a_mask_with_grey_is_found_and_an_8_bit_one_is_none_the_worse(out):
 @pytest.mark.parametrize(
     ("value", "size", "what"),
     [
-        (60000, 64, "depth of 1 pixels can not be: 60000 is outside of 100 to 10000"),
-        (99, 64, "depth of 1 pixels can not be: 99 is outside of 100 to 10000"),
-        (9999, 64, "depth of 1 pixels can not be: 9999 is not on the grid of the recipe's "),
+        (60000, 64, "depth of 1 pixels cannot be: 60000 is outside of 100 to 10000"),
+        (99, 64, "depth of 1 pixels cannot be: 99 is outside of 100 to 10000"),
+        (9999, 64, "depth of 1 pixels cannot be: 9999 is not on the grid of the recipe's "),
         (0, 64, None),
         (0, 63, "depth is 63x63 px, not 64x64 px"),
     ],
@@ -374,9 +374,9 @@ def test_another_encoder_is_no_fault_and_an_altered_composite_is(out):
     """Composed exactly, encoded by Pillow, progressive; then with a small square put in."""
     pinned = pinned_of(out)
     exact = {}
-    from builder.render import Renderer
-    from builder.shards import read_sources
-    from builder.sources import SourceBank
+    from builder.record.render import Renderer
+    from builder.sources.prepare import SourceBank
+    from builder.sources.stored import read_sources
 
     bank = SourceBank(*(read_sources(out / k / SOURCES) for k in ("foregrounds", "backgrounds")))
     renderer = Renderer(Plan(pinned), bank, None)
@@ -682,11 +682,11 @@ def test_what_is_no_set_on_the_hub_is_told_in_one_sentence(hub, built, tmp_path,
 def test_a_connection_that_breaks_is_not_taken_for_a_fault_of_the_set(hub, built, monkeypatch):
     hub.put_folder("ann/blobs", built)
     hub.fail("GET", "/api/datasets/ann/blobs/tree", 403, times=99)
-    with pytest.raises(FgbgError, match="ann/blobs can not be read from the Hub"):
+    with pytest.raises(FgbgError, match="ann/blobs cannot be read from the Hub"):
         verify("ann/blobs")
     hub.faults.clear()
     hub.fail("GET", f"/resolve/.*/{TRAIN}", 403, times=99)
-    with pytest.raises(FgbgError, match="ann/blobs can not be read from the Hub"):
+    with pytest.raises(FgbgError, match="ann/blobs cannot be read from the Hub"):
         verify("ann/blobs", sample=None)
-    with pytest.raises(FgbgError, match="ann/blobs can not be read from the Hub"):
+    with pytest.raises(FgbgError, match="ann/blobs cannot be read from the Hub"):
         verify("ann/blobs", sample=119)

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from tests.conftest import blob, scene
-from tests.unit.test_sources import encoded, png
+from tests.pictures import blob, encoded, png, scene
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 37, 29

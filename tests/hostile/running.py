@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from builder.sources import Kind
+from builder.sources.prepare import Kind
 from tests.e2e.running import COMMAND
+from tests.limits import HANG_S
 
 GIB = 2**30
 
@@ -35,7 +36,7 @@ import faulthandler, json, sys
 faulthandler.enable()
 from builder.errors import FgbgError
 from builder.recipe import Recipe
-from builder.sources import prepare
+from builder.sources.prepare import prepare
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 try:
     done = prepare(folder, kind, Recipe(size=32, foreground_size=16), skip_bad=True)
@@ -47,15 +48,15 @@ print(json.dumps(dict(result, peak_mib=peak_mib())))
 
 
 def limited(
-    command: list[str], *, memory: int = 4 * GIB, seconds: float = 120, **options: Any
+    command: list[str], *, memory: int = 4 * GIB, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that may not map more than `memory` bytes nor run longer than `seconds`."""
+    """Run a command that may not map more than `memory` bytes."""
     done = subprocess.run(
         [sys.executable, "-c", _LIMIT, str(memory), *command],
         capture_output=True,
         text=True,
         errors="surrogateescape",
-        timeout=seconds,
+        timeout=HANG_S,
         **options,
     )
     assert done.returncode >= 0, f"killed by signal {-done.returncode}\n{done.stderr}"
@@ -83,3 +84,15 @@ def assert_sentence(text: str) -> None:
     assert text
     assert len(text) < 800
     assert text.isprintable(), repr(text)
+
+
+def table_rows(tokens: list[Any]) -> list[list[str]]:
+    """The text of all table cells, row by row."""
+    rows: list[list[str]] = []
+    for token in tokens:
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline" and rows and token.level > 3:
+            kept = ("text", "code_inline", "text_special")
+            rows[-1].append("".join(t.content for t in token.children if t.type in kept))
+    return rows

@@ -19,11 +19,9 @@ from markdown_it import MarkdownIt
 
 from builder.errors import BadSourcesError
 from builder.recipe import Recipe
-from builder.sources import prepare
-from tests.conftest import blob, scene
-from tests.hostile.running import assert_sentence, fgbg, prepared
-from tests.hostile.test_texts import table_rows
-from tests.unit.test_sources import encoded
+from builder.sources.prepare import prepare
+from tests.hostile.running import assert_sentence, fgbg, prepared, table_rows
+from tests.pictures import blob, encoded, scene
 
 SMALL = Recipe(size=32, foreground_size=16)
 PICTURE = encoded(scene(0, 40, 40), "PNG")
@@ -80,7 +78,7 @@ NO_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_is_no_picture_file_is_told_without_being_opened(folder: Path, name: str) -> None:
     make, why = NO_PICTURES[name]
     make(folder / "x.png")
-    result = prepared(folder, "background", seconds=60)
+    result = prepared(folder, "background")
     ((label, told),) = result["refused"]
     assert label == "in/x.png"
     assert told.startswith(why)
@@ -136,7 +134,7 @@ CLASHING = ("same/stem.png", "other/stem.webp", "CASE.png", "case.png")
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A build over all these names, some files of which can not be used; and what was printed."""
+    """A build over all these names, some files of which cannot be used; and what was printed."""
     root = tmp_path_factory.mktemp("names")
     for folder in ("fg/same", "fg/other", "bg"):
         (root / folder).mkdir(parents=True)
@@ -166,7 +164,7 @@ def write(folder: Path, name: bytes, content: bytes) -> None:
 
 
 def printable_lines(lines: list[bytes]) -> bytes:
-    """Lines of a credits file; those that are not UTF-8 can not stand in one."""
+    """Lines of a credits file; those that are not UTF-8 cannot stand in one."""
     return b"\n".join(line for line in lines if b"\xe9" not in line and b"\x9b" not in line) + b"\n"
 
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.sources import Kind
-from tests.conftest import blob, scene
+from builder.sources.prepare import Kind
 from tests.hostile.corpus import damaged, valid_files
 from tests.hostile.running import assert_sentence, prepared
-from tests.unit.test_sources import encoded, png
+from tests.pictures import as_jpeg_of, blob, encoded, png, scene
 
 KINDS: tuple[Kind, ...] = ("background", "foreground")
 
@@ -112,12 +111,6 @@ def flat_png(side: int, bits: int, colour: int, channels: int, *more: tuple[byte
     return whole[: whole.index(b"IDAT") - 4] + chunk + whole[-12:]
 
 
-def as_jpeg_of(width: int, height: int) -> bytes:
-    data = encoded(scene(1, 64, 64), "JPEG")
-    at = data.index(b"\xff\xc0") + 5
-    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
-
-
 def webp_canvas(side: int) -> bytes:
     """A WebP animation of one 16 px frame on a canvas that is `side` square."""
 
@@ -211,7 +204,6 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_largest_pictures_take_little_more_than_their_pixels(tmp_path: Path) -> None:
     """178 million pixels are 682 MiB as Pillow holds them; a second copy is made of some."""
     files = {
@@ -221,10 +213,10 @@ def test_the_largest_pictures_take_little_more_than_their_pixels(tmp_path: Path)
         "grey-alpha.png": flat_png(13370, 8, 4, 2),
     }
     folder = folder_of(tmp_path / "in", files)
-    result = prepared(folder, "background", seconds=300)
+    result = prepared(folder, "background")
     assert sorted(result["used"]) == sorted(files)
     assert result["peak_mib"] < 1600
-    assert prepared(folder, "foreground", seconds=300)["peak_mib"] < 1600
+    assert prepared(folder, "foreground")["peak_mib"] < 1600
 
 
 @pytest.mark.parametrize("size", [(65535, 2), (2, 65535)])

@@ -18,19 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 
-from builder.card import write_card
+from builder.build.shards import is_done, sealed, stored_name
+from builder.build.work import WorkFolder, build_status
 from builder.errors import BadSourcesError, NotABuildError, OutputError, RecipeError
 from builder.files import sha256_file
 from builder.layout import STATISTICS_FILE, read_recipe
-from builder.preview import write_preview
 from builder.recipe import Recipe, load_recipe
-from builder.shards import is_done, read_sources, sealed, stored_name
-from builder.sources import prepare
-from builder.work import WorkFolder, build_status
+from builder.release.card import write_card
+from builder.release.preview import write_preview
+from builder.sources.prepare import prepare
+from builder.sources.stored import read_sources
 from fgbg_dataset import FgbgDataset
-from tests.conftest import blob, scene
-from tests.hostile.running import assert_sentence
-from tests.hostile.test_images import as_jpeg_of
+from tests.hostile.running import assert_sentence, table_rows
+from tests.pictures import as_jpeg_of, blob, scene
 from tests.strategies import pinned
 
 CHOICES: dict[str, Any] = {"size": 32, "foreground_size": 16, "placements": 2, "holdout": 0.0}
@@ -173,12 +173,12 @@ CREDITS: dict[str, tuple[bytes, str]] = {
     "nul": (HEAD + b"a.png,A\0B,MIT,u\n", "line 2 holds control characters"),
     "escape": (HEAD + b"a.png,\x1b[31mred,MIT,u\n", "line 2 holds control characters"),
     "direction": (HEAD + "a.png,\u202egnp,MIT,u\n".encode(), "line 2 holds control characters"),
-    "utf-16": ("file,author,licence,url\n".encode("utf-16"), "can not be read as CSV in UTF-8 ("),
+    "utf-16": ("file,author,licence,url\n".encode("utf-16"), "cannot be read as CSV in UTF-8 ("),
     "utf-16 without mark": (HEAD.decode().encode("utf-16-le"), "has no column file, author,"),
     "huge cell": (HEAD + b"a.png," + b"x" * 100_000 + b",MIT,u\n", "a cell of more than 2000"),
     "endless cell": (HEAD + b"a.png," + b"x" * 10**6 + b",MIT,u\n", "field larger than"),
-    "quotes": (HEAD + b'a.png,"Ann" Lee,MIT,u\n', "can not be read as CSV in UTF-8 ("),
-    "open quote": (HEAD + b'a.png,"Ann,MIT,u\n', "can not be read as CSV in UTF-8 ("),
+    "quotes": (HEAD + b'a.png,"Ann" Lee,MIT,u\n', "cannot be read as CSV in UTF-8 ("),
+    "open quote": (HEAD + b'a.png,"Ann,MIT,u\n', "cannot be read as CSV in UTF-8 ("),
     "path": (HEAD + b"../../etc/passwd,A,MIT,u\n", "names '../../etc/passwd', which is not there"),
     "steering path": (HEAD + b"\x1b[2J.png,A,MIT,u\n", "names '\\x1b[2J.png', which is not there"),
 }  # fmt: skip
@@ -220,8 +220,8 @@ def test_a_hundred_thousand_wrong_lines_are_told_in_few(folder: Path) -> None:
     [
         (lambda path: os.mkfifo(path), "is no regular file but a pipe"),
         (lambda path: path.symlink_to("/dev/zero"), "is a link that leads out of the folder"),
-        (lambda path: path.symlink_to(path), "can not be read; check that it is there"),
-        (lambda path: path.mkdir(), "can not be read as CSV in UTF-8 ("),
+        (lambda path: path.symlink_to(path), "cannot be read; check that it is there"),
+        (lambda path: path.mkdir(), "cannot be read as CSV in UTF-8 ("),
     ],
     ids=["pipe", "device", "circle", "folder"],
 )
@@ -251,18 +251,6 @@ def test_credits_are_text_in_the_card(built: Path) -> None:
     for cells, text in zip(rows, HOSTILE_CREDITS, strict=True):
         wanted = " ".join(text.replace("&lt;", "<").replace("&gt;", ">").split())
         assert cells[1:] == ["foreground", wanted, wanted, wanted]
-
-
-def table_rows(tokens: list[Any]) -> list[list[str]]:
-    """The text of all table cells, row by row."""
-    rows: list[list[str]] = []
-    for token in tokens:
-        if token.type == "tr_open":
-            rows.append([])
-        elif token.type == "inline" and rows and token.level > 3:
-            kept = ("text", "code_inline", "text_special")
-            rows[-1].append("".join(t.content for t in token.children if t.type in kept))
-    return rows
 
 
 def test_the_card_is_one_yaml_and_its_own_headings(built: Path) -> None:

@@ -26,8 +26,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from builder.densedepth import DenseDepthForDepthEstimation, convert_densedepth
-from builder.densedepth.convert_densedepth import Conversion, convert
+from builder.depth.densedepth import DenseDepthForDepthEstimation, convert_densedepth
+from builder.depth.densedepth.convert_densedepth import Conversion, convert
 from builder.errors import DepthModelError
 from builder.files import sha256_file
 from tests.e2e.running import OPTIONS, fgbg
@@ -481,7 +481,7 @@ def test_a_truncated_file(spoilt: Path, tmp_path: Path) -> None:
     for share in (0.1, 0.5, 0.99):
         spoilt.write_bytes(whole[: int(len(whole) * share)])
         assert refusal(spoilt, tmp_path) == (
-            "is truncated or damaged, HDF5 can not open it; fetch it again."
+            "is truncated or damaged, HDF5 cannot open it; fetch it again."
         )
 
 
@@ -492,7 +492,7 @@ def test_a_damaged_file(spoilt: Path, tmp_path: Path) -> None:
     assert "fetch" in refusal(spoilt, tmp_path)
     with h5py.File(spoilt, "w") as file:
         file.create_group(b"layers/conv2d_\xff/vars")  # no UTF-8: h5py names it in bytes
-    assert "its groups can not be read" in refusal(spoilt, tmp_path)
+    assert "its groups cannot be read" in refusal(spoilt, tmp_path)
 
 
 def test_a_file_that_is_not_hdf5(tmp_path: Path) -> None:
@@ -774,7 +774,7 @@ def test_arguments_and_output_folders(
     for taken in (kept.parent, kept):
         with pytest.raises(DepthModelError, match="is not an empty folder; choose another"):
             convert(source, taken)
-    with pytest.raises(DepthModelError, match=r"can not be written .*choose another output"):
+    with pytest.raises(DepthModelError, match=r"cannot be written .*choose another output"):
         convert(source, kept / "out")
     assert kept.read_text() == "mine"
     monkeypatch.setattr(convert_densedepth, "_MAX_SOURCE_BYTES", 1000)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from builder.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
-from builder.densedepth.modeling_densedepth import HIDDEN_STATE_NAMES
+from builder.depth.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
+from builder.depth.densedepth.modeling_densedepth import HIDDEN_STATE_NAMES
 from tests.parity.keras_network import (
     build_reference,
     load_keras,

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers as hf
 
-from builder import DepthModelError
-from builder.depth import DepthEstimator, locate_model
+from builder.depth.estimator import DepthEstimator, locate_model
 from builder.recipe import Recipe
+from fgbg_dataset import DepthModelError
 
 SIDE = 64  # of the records and of the model's input, so that resizing changes nothing
 STAGES = {"out_features": ["stage1", "stage2", "stage3", "stage4"], "reshape_hidden_states": False}

@@ -1,4 +1,4 @@
-"""builder/composition: what holds for every foreground, background and place."""
+"""composition: what holds for every foreground, background and place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.composition import cut_out, paste
+from builder.record.composition import cut_out, paste
 from tests.strategies import foregrounds, placements
 
 Case = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int, int]

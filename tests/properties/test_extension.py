@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.plan import Plan, hold_out, hold_out_more
 from builder.recipe import PinnedRecipe
+from builder.record.plan import Plan, hold_out, hold_out_more
 from tests.strategies import entry, recipes
 
 

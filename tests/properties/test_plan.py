@@ -1,4 +1,4 @@
-"""builder/plan: what holds for every recipe."""
+"""plan: what holds for every recipe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.plan import Plan, _keys, _permute
 from builder.recipe import PinnedRecipe
+from builder.record.plan import Plan, _keys, _permute
 from tests.strategies import pinned_recipes
 
 small = pinned_recipes(placements=3, shard_records=17)

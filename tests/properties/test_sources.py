@@ -1,4 +1,4 @@
-"""builder/sources: damaged files are used or refused with a sentence; nothing else happens."""
+"""prepare: damaged files are used or refused with a sentence; nothing else happens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 
 from builder.errors import BadSourcesError
 from builder.recipe import Recipe
-from builder.sources import Kind, PreparedFolder, prepare
-from tests.conftest import blob, scene
+from builder.sources.prepare import Kind, PreparedFolder, prepare
+from tests.pictures import blob, scene
 
 RECIPE = Recipe(size=16, foreground_size=8)
 

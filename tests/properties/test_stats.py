@@ -1,4 +1,4 @@
-"""builder/stats: merging is associative, commutative and lossless."""
+"""stats: merging is associative, commutative and lossless."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.stats import Tally
+from builder.record.stats import Tally
 
 LEVELS = 20
 columns = st.lists(st.tuples(*[st.integers(0, LEVELS - 1)] * 2), max_size=30).map(

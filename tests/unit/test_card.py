@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.card import card_keys, card_text, records_config, write_card
-from builder.engine import BuildOptions
+from builder.build.engine import BuildOptions
 from builder.errors import CardError
+from builder.release.card import card_keys, card_text, records_config, write_card
 from fgbg_dataset import FgbgDataset
 
 BLOCKS = ("summary", "use", "columns", "splits", "statistics", "making", "credits")

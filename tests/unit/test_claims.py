@@ -1,4 +1,4 @@
-"""builder/claims: one build gets a shard, the dead and the silent lose theirs, by no clock."""
+"""leases: one build gets a shard, the dead and the silent lose theirs, by no clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.claims import Owner, Presence
+from builder.build.leases import Owner, Presence
 
 SHARD = "train-00000-of-00001"
 
@@ -43,7 +43,7 @@ def elsewhere(folder: Path, **owner: object) -> Presence:
 def dead_process() -> dict[str, object]:
     """A process of this machine that has ended."""
     program = (
-        "import json; from dataclasses import asdict; from builder.claims import Owner\n"
+        "import json; from dataclasses import asdict; from builder.build.leases import Owner\n"
         "print(json.dumps(asdict(Owner.here(''))))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""builder/composition: blend, mask, box and hash against worked examples and other libraries."""
+"""composition: blend, mask, box and hash against worked examples and other libraries."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 import xxhash
 from PIL import Image
 
-from builder.composition import Composite, cut_out, paste, pixel_hash
-from tests.conftest import blob, scene
+from builder.record.composition import Composite, cut_out, paste, pixel_hash
+from tests.pictures import blob, scene
 
 Pixels = npt.NDArray[np.uint8]
 

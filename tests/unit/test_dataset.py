@@ -10,9 +10,15 @@ import datasets
 import numpy as np
 import pytest
 
-from builder import BadSourcesError, OutputError, Recipe, RecipeError, RecipeMismatchError
-from builder.engine import BuildOptions
-from fgbg_dataset import FgbgDataset
+from builder.build.engine import BuildOptions
+from fgbg_dataset import (
+    BadSourcesError,
+    FgbgDataset,
+    OutputError,
+    Recipe,
+    RecipeError,
+    RecipeMismatchError,
+)
 
 RECIPE = {
     "placements": 2,

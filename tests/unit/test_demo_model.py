@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
-from builder.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
-from builder.densedepth.metrics import depth_errors
+from builder.depth.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
+from builder.depth.densedepth.metrics import depth_errors
 from training import measure_densedepth as measure
 from training import photographs, scenes
 from training import train_densedepth as training

@@ -1,4 +1,4 @@
-"""builder/densedepth: shapes, unit rule, loss, saving, Auto classes and pipeline, refusals."""
+"""densedepth: shapes, unit rule, loss, saving, Auto classes and pipeline, refusals."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import DepthEstimatorOutput
 
-import builder.densedepth
-from builder.densedepth import (
+import builder.depth.densedepth
+from builder.depth.densedepth import (
     DenseDepthConfig,
     DenseDepthForDepthEstimation,
     DenseDepthImageProcessor,
 )
-from builder.densedepth.modeling_densedepth import (
+from builder.depth.densedepth.modeling_densedepth import (
     HIDDEN_STATE_NAMES,
     inverse_depth_to_metres,
     loss_terms,
@@ -496,8 +496,8 @@ def test_saving_writes_safetensors_only_and_loads_back_bit_for_bit(saved: Path) 
 
 
 def test_auto_classes_find_everything_and_registering_again_changes_nothing(saved: Path) -> None:
-    builder.densedepth.register()
-    builder.densedepth.register()
+    builder.depth.densedepth.register()
+    builder.depth.densedepth.register()
     assert type(AutoConfig.from_pretrained(saved)) is DenseDepthConfig
     assert type(AutoModelForDepthEstimation.from_pretrained(saved)) is DenseDepthForDepthEstimation
     processor = AutoImageProcessor.from_pretrained(saved)

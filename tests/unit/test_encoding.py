@@ -1,4 +1,4 @@
-"""builder/encoding: bytes that every other reader decodes to the pixels we mean."""
+"""encoding: bytes that every other reader decodes to the pixels we mean."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from builder.encoding import DepthCodec, decode_image, encode_image, encode_mask
 from builder.recipe import Recipe
-from tests.conftest import scene
+from builder.record.encoding import DepthCodec, decode_image, encode_image, encode_mask
+from tests.pictures import scene
 from tests.strategies import depth_info
 
 Array = npt.NDArray[Any]

@@ -32,7 +32,7 @@ ONE_OF_EACH = [
     CardError("no YAML"),
     DepthModelError("no weights"),
     NotABuildError("not a build"),
-    OutputError("can not be written"),
+    OutputError("cannot be written"),
     PublishError("forbidden"),
     PublishFailedError("no connection"),
     RecipeError("size is 1"),
@@ -43,7 +43,7 @@ ONE_OF_EACH = [
 
 def test_one_bad_source_is_told_in_the_singular_with_the_next_step() -> None:
     assert str(BadSourcesError([("fg/a.png", "is empty (0 bytes)")])) == (
-        "1 source can not be used:\n"
+        "1 source cannot be used:\n"
         "  fg/a.png: is empty (0 bytes)\n"
         "Mend or remove these files, or go on without them with --skip-bad (skip_bad=True)."
     )
@@ -52,7 +52,7 @@ def test_one_bad_source_is_told_in_the_singular_with_the_next_step() -> None:
 def test_several_bad_sources_are_listed_together_in_order() -> None:
     error = BadSourcesError([("fg/b.png", "is empty"), ("bg/a.jpg", "is not an image")])
     assert str(error).splitlines()[:3] == [
-        "2 sources can not be used:",
+        "2 sources cannot be used:",
         "  fg/b.png: is empty",
         "  bg/a.jpg: is not an image",
     ]
@@ -62,7 +62,7 @@ def test_an_unfinished_set_names_what_is_missing_and_what_makes_it() -> None:
     error = UnfinishedError("out", [f"train-{i:05d}-of-00020" for i in range(12)], "fgbg build x")
     listed = ", ".join(f"train-{i:05d}-of-00020" for i in range(10))
     assert str(error) == (
-        f"out can not be finished: 12 shards are missing or damaged: {listed} and 2 more.\n"
+        f"out cannot be finished: 12 shards are missing or damaged: {listed} and 2 more.\n"
         "To make what is missing, and finish: fgbg build x"
     )
 
@@ -127,10 +127,10 @@ def test_a_failed_write_tells_path_cause_and_remedy_however_it_is_wrapped(tmp_pa
         for error in (cause, wrapped):
             assert is_hopeless(error)
             assert str(OutputError.of(error, out)) == (
-                f"{out} can not be written: {os.strerror(number)}. Finished shards are kept: "
+                f"{out} cannot be written: {os.strerror(number)}. Finished shards are kept: "
                 f"{remedy} and run the same command again."
             )
     elsewhere = OSError(errno.ENOSPC, "x", "/elsewhere/cache")
-    assert str(OutputError.of(elsewhere, out)).startswith("/elsewhere/cache can not be written: No")
+    assert str(OutputError.of(elsewhere, out)).startswith("/elsewhere/cache cannot be written: No")
     assert not is_hopeless(OSError(errno.EIO, "I/O error"))
     assert not is_hopeless(ValueError("No space left on device"))

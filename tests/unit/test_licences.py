@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from builder.licences import Terms, conflict, conflicts, terms
 from builder.recipe import SourceEntry
+from builder.sources.licenses import Terms, conflict, conflicts, terms
 
 FREE, CREDIT = Terms(), Terms(credit=True)
 

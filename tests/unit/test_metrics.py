@@ -1,4 +1,4 @@
-"""builder/densedepth/metrics.py against values worked out by hand, and against plain loops."""
+"""densedepth/metrics.py against values worked out by hand, and against plain loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from builder.densedepth.metrics import METRICS, DepthMetrics, depth_errors, eigen_crop
+from builder.depth.densedepth.metrics import METRICS, DepthMetrics, depth_errors, eigen_crop
 
 PERFECT = {name: float(name.startswith("delta")) for name in METRICS}
 

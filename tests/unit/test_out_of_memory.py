@@ -1,4 +1,4 @@
-"""builder/depth: a model that does not fit into memory gets smaller batches.
+"""estimator: a model that does not fit into memory gets smaller batches.
 
 The networks are real ones that Transformers loads; what they ask for beyond a batch size is not
 there, and the library itself raises.
@@ -20,12 +20,12 @@ import torch
 import transformers as hf
 from transformers.modeling_outputs import DepthEstimatorOutput
 
-from builder import DepthModelError, FgbgError
-from builder.depth import DepthEstimator, locate_model
-from builder.engine import BuildOptions
+from builder.build.engine import BuildOptions
+from builder.depth.estimator import DepthEstimator, locate_model
 from builder.recipe import Recipe
-from fgbg_dataset import FgbgDataset
+from fgbg_dataset import DepthModelError, FgbgDataset, FgbgError
 from tests.e2e.running import files_of
+from tests.limits import HANG_S
 
 SIDE = 32
 _NOWHERE = 2**50  # bytes: more than a process can address
@@ -184,7 +184,7 @@ def test_other_failures_are_no_lack_of_memory(tiny_model: Path) -> None:
 SCRIPT = """
 import resource, sys
 import numpy as np
-from builder.depth import DepthEstimator, locate_model
+from builder.depth.estimator import DepthEstimator, locate_model
 from builder.recipe import Recipe
 
 recipe, model = locate_model(Recipe(depth_model=sys.argv[1], depth_input=256))
@@ -207,7 +207,7 @@ def test_a_process_at_its_limit_of_memory_goes_on_with_less(tiny_model: Path) ->
     """Both backends really run out: 200 MB are left, 128 pictures of 256 px want more."""
     backends = ["torch", *(["openvino"] if find_spec("openvino") else [])]
     command = [sys.executable, "-c", SCRIPT, str(tiny_model), *backends]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     for line, backend in zip(done.stdout.splitlines(), backends, strict=True):
         name, batch_size, difference = line.split()

@@ -1,4 +1,4 @@
-"""builder/plan: ids, splits, shards, order, placements; all by arithmetic."""
+"""plan: ids, splits, shards, order, placements; all by arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from datasets.naming import filenames_for_dataset_split
 
 from builder.layout import ARROW_PREFIX, shard_file
-from builder.plan import (
+from builder.recipe import PinnedRecipe, Recipe
+from builder.record.plan import (
     SPLITS,
     Combination,
     Plan,
@@ -24,7 +25,6 @@ from builder.plan import (
     hold_out,
     random_words,
 )
-from builder.recipe import PinnedRecipe, Recipe
 from tests.strategies import entry, pinned
 
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import builder.depth
-from builder import DepthModelError, PinnedRecipe
-from builder.backends import OpenVinoBackend, TorchBackend, openvino_has_bfloat16
-from builder.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
-from builder.densedepth.modeling_densedepth import DenseDepthUpStep
-from builder.densedepth.tapwise import TapwiseUpStep, use_tapwise
-from builder.depth import DepthEstimator, locate_model, pick_backend, precision_shifts
-from builder.engine import BuildOptions
+import builder.depth.estimator
+from builder.build.engine import BuildOptions
+from builder.build.work import WorkFolder
+from builder.depth.backends import OpenVinoBackend, TorchBackend, openvino_has_bfloat16
+from builder.depth.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
+from builder.depth.densedepth.modeling_densedepth import DenseDepthUpStep
+from builder.depth.densedepth.tapwise import TapwiseUpStep, use_tapwise
+from builder.depth.estimator import DepthEstimator, locate_model, pick_backend, precision_shifts
 from builder.recipe import Recipe
-from builder.work import WorkFolder
-from fgbg_dataset import FgbgDataset
+from fgbg_dataset import DepthModelError, FgbgDataset, PinnedRecipe
+from tests.limits import HANG_S
 
 SIDE = 64
 # Largest mean shift against float32 in torch, of the tiny random model; measured: 1e-7, 0.0016,
@@ -142,8 +142,8 @@ def test_openvino_computes_in_the_precision_named(tiny_model, precision, expecte
 
 SIGNALLED = """
 import faulthandler, signal, sys
-from builder.backends import OpenVinoBackend
-from builder.densedepth import DenseDepthForDepthEstimation
+from builder.depth.backends import OpenVinoBackend
+from builder.depth.densedepth import DenseDepthForDepthEstimation
 
 faulthandler.enable()  # gives signal handlers a stack of their own
 handled = []
@@ -160,7 +160,7 @@ print("handled", len(handled))
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGUSR1")
 def test_signals_are_handled_after_models_are_gone(tiny_model):
     command = [sys.executable, "-c", SIGNALLED, str(tiny_model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert (done.returncode, done.stdout) == (0, "handled 1\n"), done.stderr
 
 
@@ -174,7 +174,7 @@ def with_steep_head(folder, target, gain):
 
 
 def test_auto_takes_the_fastest_that_shifts_too_little_to_matter(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("builder.backends.has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("builder.depth.backends.has_fast_bfloat16", lambda device: True)
     shifts = precision_shifts(located(tiny_model)[1], located(tiny_model)[0], device="cpu")
     assert list(shifts) == ["bfloat16", "mixed"]
     assert 0 < shifts["mixed"] < shifts["bfloat16"] < 0.005
@@ -189,13 +189,15 @@ def test_auto_takes_the_fastest_that_shifts_too_little_to_matter(tiny_model, tmp
         ({"bfloat16": 0.006, "mixed": 0.004}, "mixed"),
         ({"bfloat16": float("nan")}, "float32"),
     ):
-        monkeypatch.setattr(builder.depth, "precision_shifts", lambda *_, m=measured: m)
+        monkeypatch.setattr(builder.depth.estimator, "precision_shifts", lambda *_, m=measured: m)
         assert located(tiny_model, "auto")[0].precision == expected
 
 
 def test_auto_measures_nothing_where_bfloat16_is_not_faster(tiny_model, monkeypatch):
-    monkeypatch.setattr("builder.backends.has_fast_bfloat16", lambda device: False)
-    monkeypatch.setattr(builder.depth, "precision_shifts", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("builder.depth.backends.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(
+        builder.depth.estimator, "precision_shifts", lambda *_: pytest.fail("measured")
+    )
     assert located(tiny_model, "auto")[0].precision == "float32"
     recipe = Recipe(depth_model="none", precision="auto")
     assert locate_model(recipe)[0].precision == "float32"
@@ -211,12 +213,12 @@ def test_backend_that_can_not_be_used_is_refused_with_the_next_step(monkeypatch)
         assert pick_backend("auto", *arguments) == "torch"
         with pytest.raises(DepthModelError, match=reason):
             pick_backend("openvino", *arguments)
-    monkeypatch.setattr("builder.backends.openvino_has_bfloat16", lambda: False)
+    monkeypatch.setattr("builder.depth.backends.openvino_has_bfloat16", lambda: False)
     assert pick_backend("auto", "densedepth", "float32", "cpu") == "openvino"
     assert pick_backend("auto", "densedepth", "mixed", "cpu") == "torch"
     with pytest.raises(DepthModelError, match="no bfloat16 on this processor"):
         pick_backend("openvino", "densedepth", "bfloat16", "cpu")
-    monkeypatch.setattr(builder.depth, "find_spec", lambda name: None)
+    monkeypatch.setattr(builder.depth.estimator, "find_spec", lambda name: None)
     assert pick_backend("auto", "densedepth", "float32", "cpu") == "torch"
     with pytest.raises(DepthModelError, match=r"pip install fgbg-dataset\[openvino\]"):
         pick_backend("openvino", "densedepth", "float32", "cpu")
@@ -230,7 +232,7 @@ def dataset(sources, model, **fields):
 def test_recipe_holds_the_precision_and_workers_change_no_byte(
     sources, tiny_model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("builder.backends.has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("builder.depth.backends.has_fast_bfloat16", lambda device: True)
     contents = []
     for workers in (1, 2):
         out = tmp_path / str(workers)
@@ -256,7 +258,7 @@ def test_auto_stays_what_it_was_when_a_build_is_resumed_elsewhere(
     work = WorkFolder(out)
     with work.entered(begun.pinned.fingerprint, 60) as presence:
         work.begin(begun, presence, "")
-    monkeypatch.setattr("builder.backends.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("builder.depth.backends.has_fast_bfloat16", lambda device: False)
     resumed = dataset(sources, tiny_model, precision="auto").prepare(out)
     assert resumed.pinned.fingerprint == begun.pinned.fingerprint
     elsewhere = dataset(sources, tiny_model, precision="auto").prepare(tmp_path / "other")

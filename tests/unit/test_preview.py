@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from builder.composition import Pixels
 from builder.errors import NotABuildError
-from builder.plan import Plan
-from builder.preview import (
+from builder.record.composition import Pixels
+from builder.record.plan import Plan
+from builder.record.render import Record, Renderer
+from builder.release.preview import (
     FARTHEST,
     LUT,
     NEAREST,
@@ -35,7 +36,6 @@ from builder.preview import (
     shares,
     write_preview,
 )
-from builder.render import Record, Renderer
 from tests.previews import METRIC, RELATIVE, make_build
 
 Folders = tuple[Path, Path]
@@ -420,7 +420,7 @@ def test_only_the_row_groups_asked_for_are_read(tmp_path: Path) -> None:
     content[start : start + middle.total_compressed_size] = bytes(middle.total_compressed_size)
     path.write_bytes(content)
     assert read_rows(path, [33, 4], ["record_id"]) == [{"record_id": 33}, {"record_id": 4}]
-    with pytest.raises(NotABuildError, match="can not be read"):
+    with pytest.raises(NotABuildError, match="cannot be read"):
         read_rows(path, [14], ["record_id"])
 
 
@@ -441,7 +441,7 @@ def test_a_harmed_build_is_told_in_one_sentence(
     make_build(tmp_path, sources, file_format=file_format, **choices)
     files = {"parquet": "data/train-00000-of-00001.parquet", "arrow": "fgbg_dataset-train.arrow"}
     harm(tmp_path / files[file_format])
-    with pytest.raises(NotABuildError, match=r"train.* (can not be read|has fewer rows)"):
+    with pytest.raises(NotABuildError, match=r"train.* (cannot be read|has fewer rows)"):
         write_preview(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""builder/ray_engine: what a worker takes of a node, and how many have room.
+"""ray_engine: what a worker takes of a node, and how many have room.
 
 Stands in for Ray with the tables it tells of a cluster; real clusters are in tests/e2e/test_ray.
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from builder.depth import DepthModel
-from builder.engine import BuildOptions, Job
+from builder.build.engine import BuildOptions, Job
+from builder.build.ray_engine import _resources, _room
+from builder.depth.estimator import DepthModel
 from builder.errors import FgbgError
-from builder.ray_engine import _resources, _room
 from tests.strategies import depth_info
 
 JOB = Job(Path("out"), "parquet", DepthModel(Path("model"), depth_info()), BuildOptions())

@@ -1,4 +1,4 @@
-"""builder/reading: batches hold exactly the stored pixels, normalised, and metres."""
+"""builder/batches: batches hold exactly the stored pixels, normalised, and metres."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from builder import NotABuildError, PinnedRecipe, RecordReader
-from builder.encoding import DepthCodec, encode_image, encode_mask
-from builder.stats import Statistics
-from tests.conftest import scene
+from builder.record.encoding import DepthCodec, encode_image, encode_mask
+from builder.record.stats import Statistics
+from fgbg_dataset import NotABuildError, PinnedRecipe, RecordReader
+from tests.pictures import scene
 from tests.strategies import depth_info, pinned
 
 Array = npt.NDArray[Any]

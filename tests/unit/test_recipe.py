@@ -388,8 +388,8 @@ def test_load_recipe_reads_a_build_and_a_bare_object(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "{path} can not be read: "),
-        (b"\xff\xfe", "{path} can not be read: "),
+        (None, "{path} cannot be read: "),
+        (b"\xff\xfe", "{path} cannot be read: "),
         (b"[]", "{path} is not a recipe: it holds no JSON object."),
         (b'{"seed": -1}', f"{{path}}: seed is -1; it must lie between 0 and {2**64 - 1}."),
         (b'{"sed": 1}', "{path}: unknown recipe field sed; known are "),

@@ -1,4 +1,4 @@
-"""builder/resources: parts of a set, cores, memory, GPUs."""
+"""machine: parts of a set, cores, memory, GPUs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.errors import FgbgError
-from builder.resources import (
+from builder.build.machine import (
     ShardRange,
     available_bytes,
     cpu_quota,
@@ -23,6 +22,7 @@ from builder.resources import (
     peak_bytes,
     workers_that_fit,
 )
+from builder.errors import FgbgError
 
 
 @given(st.integers(0, 10**7), st.integers(1, 1000))
@@ -152,7 +152,7 @@ def test_no_more_workers_are_started_than_fit() -> None:
 
 def test_peak_memory_is_not_that_of_the_process_this_one_came_from() -> None:
     # `fgbg plan` once told the 1.5 GB of what had started it.
-    child = "from builder.resources import peak_bytes; print(peak_bytes())"
+    child = "from builder.build.machine import peak_bytes; print(peak_bytes())"
     parent = (
         "import subprocess, sys\n"
         "large = bytes(range(256)) * 2_000_000\n"

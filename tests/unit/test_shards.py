@@ -1,4 +1,4 @@
-"""builder/shards: files as `datasets` writes them, atomic writing, commit records."""
+"""shards: files as `datasets` writes them, atomic writing, commit records."""
 
 from __future__ import annotations
 
@@ -20,24 +20,17 @@ import pytest
 from datasets.arrow_writer import ParquetWriter
 from PIL import Image
 
-from builder.encoding import DepthCodec
+from builder.build.shards import Commit, is_done, read_commit, sealed, write_shard
 from builder.files import create_bytes, write_text
-from builder.plan import Plan
 from builder.recipe import PinnedRecipe, Recipe
-from builder.render import Record, Renderer
+from builder.record.encoder import Encoder
+from builder.record.encoding import DepthCodec
+from builder.record.plan import Plan
+from builder.record.render import Record, Renderer
+from builder.record.stats import Statistics
 from builder.schema import SOURCE_COLUMNS, features, record_columns
-from builder.shards import (
-    Commit,
-    Encoder,
-    is_done,
-    read_commit,
-    read_sources,
-    sealed,
-    write_shard,
-    write_sources,
-)
-from builder.sources import Source, SourceBank, prepare
-from builder.stats import Statistics
+from builder.sources.prepare import Source, SourceBank, prepare
+from builder.sources.stored import read_sources, write_sources
 from tests.strategies import depth_info
 
 NAME = "train-00000-of-00001"

@@ -1,4 +1,4 @@
-"""builder/sources: what is read, how it is resized, what is refused and in which words."""
+"""prepare: what is read, how it is resized, what is refused and in which words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import io
 import os
 import struct
 import warnings
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
 
-from builder.composition import cut_out, paste
 from builder.errors import BadSourcesError, FgbgError
 from builder.recipe import Recipe
-from builder.sources import (
+from builder.record.composition import cut_out, paste
+from builder.sources.prepare import (
     PreparedFolder,
     Source,
     SourceBank,
@@ -30,7 +29,7 @@ from builder.sources import (
     uncredited,
 )
 from builder.untrusted import printable
-from tests.conftest import blob, scene
+from tests.pictures import blob, encoded, png, scene
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -42,29 +41,6 @@ NEEDS_ALPHA = (
     "WebP with an alpha channel (for example with GIMP: Layer > Transparency > Add Alpha Channel, "
     "or with a background remover such as rembg)"
 )
-
-
-def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def png(
-    width: int,
-    height: int,
-    depth: int,
-    colour: int,
-    rows: Iterable[bytes],
-    *more: tuple[bytes, bytes],
-) -> bytes:
-    """A PNG written by the letter of its specification, for modes that Pillow can not write."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    chunks = ((b"IHDR", header), *more, (b"IDAT", data), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks
-    )
 
 
 def photo(width: int = SIDE, height: int = SIDE) -> Image.Image:
@@ -571,7 +547,7 @@ def test_a_link_that_leads_nowhere_is_told_not_passed_over(tmp_path: Path) -> No
     (folder / "round.png").symlink_to(folder / "round.png")
     with pytest.raises(BadSourcesError) as caught:
         prepare(folder, "background", SAME)
-    why = "can not be read; check that it is there and that you may read it"
+    why = "cannot be read; check that it is there and that you may read it"
     assert caught.value.problems == [("bg/gone.png", why), ("bg/round.png", why)]
 
 
@@ -607,7 +583,7 @@ def test_every_problem_of_a_folder_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadSourcesError) as caught:
         prepare(mixed(tmp_path), "foreground", SAME)
     assert caught.value.problems == PROBLEMS
-    assert str(caught.value).startswith("5 sources can not be used:\n  fg/credits.csv: line 3")
+    assert str(caught.value).startswith("5 sources cannot be used:\n  fg/credits.csv: line 3")
 
 
 def test_a_caption_beside_its_picture_does_not_spoil_it(tmp_path: Path) -> None:
@@ -643,7 +619,7 @@ def test_skipping_everything_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(FgbgError) as caught:
         prepare(folder_of(tmp_path / "fg", {"a.png": b""}), "foreground", SAME, skip_bad=True)
     assert str(caught.value).startswith(
-        f"{tmp_path / 'fg'} holds no foreground that can be used.\n1 source can not be used:\n"
+        f"{tmp_path / 'fg'} holds no foreground that can be used.\n1 source cannot be used:\n"
         "  fg/a.png: is empty (0 bytes)\n"
     )
 
@@ -809,7 +785,7 @@ def test_wrong_credits_are_told_by_line(tmp_path: Path, text: str, reasons: list
 def test_credits_that_are_no_utf_8_csv(tmp_path: Path, data: bytes) -> None:
     ((name, why),) = credit_problems(tmp_path, data)
     assert name == "bg/credits.csv"
-    assert why.startswith("can not be read as CSV in UTF-8 (")
+    assert why.startswith("cannot be read as CSV in UTF-8 (")
 
 
 TOO_LARGE = "it has 16,777,240 bytes; at most 16,777,216 are read"
@@ -817,7 +793,7 @@ TOO_LARGE = "it has 16,777,240 bytes; at most 16,777,216 are read"
 
 def test_credits_of_absurd_size_are_not_read(tmp_path: Path) -> None:
     assert credit_problems(tmp_path, HEAD.encode() + b"\n" * 2**24) == [
-        ("bg/credits.csv", f"can not be read as CSV in UTF-8 ({TOO_LARGE})")
+        ("bg/credits.csv", f"cannot be read as CSV in UTF-8 ({TOO_LARGE})")
     ]
 
 

@@ -1,4 +1,4 @@
-"""builder/stats: figures against NumPy, fractions and the statistics module."""
+"""stats: figures against NumPy, fractions and the statistics module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.stats import Statistics, Summary, Tally
+from builder.record.stats import Statistics, Summary, Tally
 
 
 def tally_of(values: list[int], levels: int = 256) -> Tally:

@@ -9,9 +9,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from builder.claims import Presence
+from builder.build.leases import Presence
 from builder.errors import FgbgError, OutputError
-from builder.store import local_folder, on_this_machine, place
+from builder.remote import local_folder, on_this_machine, place
 
 
 class Overwriting(MemoryFileSystem):
@@ -78,7 +78,7 @@ def test_paths_stay_paths(tmp_path):
         on_this_machine("s3://b/x")
     with pytest.raises(FgbgError, match="is a whole bucket; name a folder in it: s3://b/NAME"):
         _ = place("s3://b").parent
-    with pytest.raises(OutputError, match="nothing://b/x can not be used: fsspec knows no nothing"):
+    with pytest.raises(OutputError, match="nothing://b/x cannot be used: fsspec knows no nothing"):
         place("nothing://b/x").exists()
 
 

@@ -14,9 +14,9 @@ import pytest
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from builder.composition import pixel_hash
-from builder.engine import BuildOptions
-from builder.plan import random_words
+from builder.build.engine import BuildOptions
+from builder.record.composition import pixel_hash
+from builder.record.plan import random_words
 from builder.streaming import units_of
 from fgbg_dataset import FgbgDataset
 
@@ -218,7 +218,7 @@ def test_one_node_of_a_shard_of_a_worker_of_an_epoch(stream):
 @pytest.fixture
 def counted(builder, monkeypatch):
     """How many records each renderer has composed."""
-    from builder.render import Renderer
+    from builder.record.render import Renderer
 
     made: list[int] = []
     compose = Renderer.compose

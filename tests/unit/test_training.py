@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import training.pairs
-from builder.encoding import DepthCodec
+from builder.record.encoding import DepthCodec
 from tests.strategies import depth_info, pinned
 from training.finetune_densedepth import main, nearest
 from training.loop import (
@@ -222,7 +222,7 @@ def test_relative_depth_is_refused(tmp_path):
     ("value", "sentence"),
     [
         (None, "column 'depth' is empty"),
-        ({"bytes": b"no picture", "path": None}, "can not be read"),
+        ({"bytes": b"no picture", "path": None}, "cannot be read"),
         (png(np.zeros((4, 4, 3), np.uint16).astype(np.uint8)), "8 bits"),
     ],
 )

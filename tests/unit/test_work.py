@@ -1,4 +1,4 @@
-"""builder/work: the work folder of builds of other versions, recipes and times."""
+"""work: the work folder of builds of other versions, recipes and times."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
-from builder import OutputError, RecipeMismatchError, UnfinishedError
-from builder.claims import Presence
-from builder.engine import BuildOptions
-from builder.plan import Plan
-from builder.resources import ShardRange
-from builder.shards import stored_name
-from builder.work import Ledger, WorkFolder, begun_project
-from fgbg_dataset import FgbgDataset, finish_build
+from builder.build.engine import BuildOptions
+from builder.build.leases import Presence
+from builder.build.machine import ShardRange
+from builder.build.shards import stored_name
+from builder.build.work import Ledger, WorkFolder, begun_project
+from builder.record.plan import Plan
+from fgbg_dataset import (
+    FgbgDataset,
+    OutputError,
+    RecipeMismatchError,
+    UnfinishedError,
+    finish_build,
+)
 from tests.e2e.running import files_of
 
 RECIPE: dict[str, Any] = {
@@ -62,8 +67,8 @@ def begun(sources: tuple[Path, Path], tmp_path: Path) -> WorkFolder:
     [
         (None, "before 0.1.0"),
         ('{"version": 3, "fgbg": "9.9"}', "9.9"),
-        ("{", "that can not be read"),
-        ("[]", "that can not be read"),
+        ("{", "that cannot be read"),
+        ("[]", "that cannot be read"),
     ],
 )
 def test_a_work_folder_of_another_version_is_refused(

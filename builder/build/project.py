@@ -1,0 +1,174 @@
+"""What a set is built from: checked sources and a depth model, pinned to one recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from builder.depth import DepthModel, locate_model
+from builder.errors import BadSourcesError, RecipeMismatchError
+from builder.recipe import PinnedRecipe, Recipe, SourceEntry
+from builder.record import hold_out, hold_out_more
+from builder.remote import Place
+from builder.sources import Kind, PreparedFolder, Source, prepare
+
+
+class Begun(Protocol):
+    """What a build that was begun in OUT has left to go on with; see `WorkFolder`."""
+
+    out: Place
+
+    def held(self) -> PinnedRecipe | None:
+        """Return its recipe."""
+
+    def known_sources(self, kind: Kind, recipe: Recipe) -> dict[str, Source]:
+        """Return the sources, by file, that it prepared in the same way."""
+
+    def finished_sources(self, kind: Kind) -> list[Source]:
+        """Return the prepared sources of the finished set in OUT."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A set to be built: pinned recipe, prepared sources, depth model."""
+
+    pinned: PinnedRecipe
+    model: DepthModel | None
+    foregrounds: tuple[Source, ...]
+    backgrounds: tuple[Source, ...]
+    duplicates: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def prepare(
+        cls,
+        foreground_dir: Path,
+        background_dir: Path,
+        recipe: Recipe,
+        *,
+        skip_bad: bool = False,
+        work: Begun | None = None,
+        earlier: PinnedRecipe | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Project:
+        """Check and prepare the sources, find the depth model, pin the recipe.
+
+        Args:
+            work: of an interrupted build; what it prepared is used again.
+            earlier: a set whose sources keep their places and splits; new ones extend it. Where
+                `work.out` holds it, a source of it need not be in the folders any more.
+            progress: called with 1 after each source file.
+
+        Raises:
+            BadSourcesError: files of either folder that cannot be used, all at once.
+            DepthModelError: the depth model cannot be found.
+            RecipeMismatchError: sources of the earlier set have changed or are gone.
+        """
+        held = work.held() if work and recipe.precision == "auto" else None
+        if held and held.recipe.depth_model == recipe.depth_model:
+            # what 'auto' led to when the build began, maybe on another machine
+            recipe = replace(recipe, precision=held.recipe.precision)
+        recipe, model = locate_model(recipe)
+        folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
+        prepared = _prepare_both(folders, recipe, skip_bad, work, progress)
+        sources = {kind: folder.sources for kind, folder in prepared.items()}
+        stages: tuple[tuple[int, int], ...] = ()
+        if earlier is None:
+            held_out = {
+                kind: hold_out([s.entry for s in some], recipe.holdout, recipe.seed)
+                for kind, some in sources.items()
+            }
+        else:
+            sources = _earlier_first(sources, earlier, work)
+            held_out, stages = _extended(sources, earlier, recipe)
+        pinned = PinnedRecipe(
+            recipe=recipe,
+            foregrounds=held_out["foreground"],
+            backgrounds=held_out["background"],
+            depth=model.info if model else None,
+            skipped=tuple(pair for folder in prepared.values() for pair in folder.skipped),
+            stages=stages,
+        )
+        return cls(
+            pinned,
+            model,
+            _with_entries(sources["foreground"], pinned.foregrounds),
+            _with_entries(sources["background"], pinned.backgrounds),
+            tuple(group for folder in prepared.values() for group in folder.duplicates),
+        )
+
+
+def _prepare_both(
+    folders: Mapping[Kind, Path],
+    recipe: Recipe,
+    skip_bad: bool,
+    work: Begun | None,
+    progress: Callable[[int], object] | None,
+) -> dict[Kind, PreparedFolder]:
+    """Prepare both folders, so that the bad files of both are told together."""
+    prepared: dict[Kind, PreparedFolder] = {}
+    problems: list[tuple[str, str]] = []
+    for kind, folder in folders.items():
+        known = work.known_sources(kind, recipe) if work else {}
+        try:
+            prepared[kind] = prepare(
+                folder, kind, recipe, skip_bad=skip_bad, known=known, progress=progress
+            )
+        except BadSourcesError as error:
+            problems += error.problems
+    if problems:
+        raise BadSourcesError(problems)
+    return prepared
+
+
+def _entries(pinned: PinnedRecipe, kind: Kind) -> tuple[SourceEntry, ...]:
+    return pinned.foregrounds if kind == "foreground" else pinned.backgrounds
+
+
+def _earlier_first(
+    sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, work: Begun | None
+) -> dict[Kind, tuple[Source, ...]]:
+    """Return the sources of an earlier set in its order, then the new ones."""
+    arranged: dict[Kind, tuple[Source, ...]] = {}
+    differences = []
+    for kind, found in sources.items():
+        held = {source.entry.id: source for source in work.finished_sources(kind)} if work else {}
+        by_id = {source.entry.id: source for source in found}
+        old = []
+        for entry in _entries(earlier, kind):
+            source = by_id.pop(entry.id, None) or held.get(entry.id)
+            if source is None:
+                differences.append(f"{kind}s: {entry.id} is gone")
+            elif source.entry.sha256 != entry.sha256:
+                differences.append(f"{kind}s: the file of {entry.id} has changed")
+            else:
+                old.append(source)
+        arranged[kind] = (*old, *by_id.values())
+    if differences:
+        raise RecipeMismatchError(work.out if work else "the earlier set", differences)
+    return arranged
+
+
+def _extended(
+    sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, recipe: Recipe
+) -> tuple[dict[Kind, tuple[SourceEntry, ...]], tuple[tuple[int, int], ...]]:
+    """Return the entries of sources, an earlier set's first, by what it held out; the stages."""
+    entries: dict[Kind, tuple[SourceEntry, ...]] = {}
+    for kind, some in sources.items():
+        before, found = _entries(earlier, kind), [source.entry for source in some]
+        old = [
+            replace(entry, held_out=was.held_out)
+            for entry, was in zip(found[: len(before)], before, strict=True)
+        ]
+        new = hold_out_more(old, found[len(before) :], recipe.holdout, recipe.seed)
+        entries[kind] = (*old, *new)
+    had = len(earlier.foregrounds), len(earlier.backgrounds)
+    grown = had != (len(entries["foreground"]), len(entries["background"]))
+    return entries, (*earlier.stages, had) if grown else earlier.stages
+
+
+def _with_entries(
+    sources: tuple[Source, ...], entries: tuple[SourceEntry, ...]
+) -> tuple[Source, ...]:
+    return tuple(Source(e, s.png) for s, e in zip(sources, entries, strict=True))

@@ -1,0 +1,40 @@
+"""What a record holds, by arithmetic alone: no file, no clock, no torch."""
+
+from builder.record.composition import ALPHA_IN_MASK
+from builder.record.encoder import Encoder
+from builder.record.encoding import (
+    DepthCodec,
+    decode_image,
+    decode_image_into,
+    decode_mask,
+    encode_image,
+    encode_mask,
+    mask_pixels,
+)
+from builder.record.plan import SPLITS, TRAIN, Ids, Plan, SplitPlan, hold_out, hold_out_more
+from builder.record.render import Record, Renderer
+from builder.record.stats import Statistics, Summary, Tally
+
+__all__ = [
+    "ALPHA_IN_MASK",
+    "SPLITS",
+    "TRAIN",
+    "DepthCodec",
+    "Encoder",
+    "Ids",
+    "Plan",
+    "Record",
+    "Renderer",
+    "SplitPlan",
+    "Statistics",
+    "Summary",
+    "Tally",
+    "decode_image",
+    "decode_image_into",
+    "decode_mask",
+    "encode_image",
+    "encode_mask",
+    "hold_out",
+    "hold_out_more",
+    "mask_pixels",
+]

@@ -1,0 +1,17 @@
+"""What is made from a finished set, and read from nothing else: card, page, publication, checks."""
+
+from builder.release.card import write_card
+from builder.release.preview import LUT, TABLE_RECORDS, DepthScale, write_preview
+from builder.release.publish import PushPlan, publish
+from builder.release.verify import verify
+
+__all__ = [
+    "LUT",
+    "TABLE_RECORDS",
+    "DepthScale",
+    "PushPlan",
+    "publish",
+    "verify",
+    "write_card",
+    "write_preview",
+]

@@ -1,0 +1,125 @@
+"""What the licences of sources allow, as far as their names tell: a small table, not legal advice.
+
+A set hands out its sources, resized, and composites made of them, so both are derived works.
+Names may be identifiers of the Hub (`cc-by-sa-4.0`), of SPDX (`CC-BY-SA-4.0`), as people write
+them (`CC BY-SA 4.0`), or links to creativecommons.org.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from builder.recipe import SourceEntry
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a licence asks for; `same` names the family a derived work must be licensed under."""
+
+    credit: bool = False
+    non_commercial: bool = False
+    same: str = ""
+    forbidden: str = ""  # why nothing derived from it may be handed out
+
+
+_FREE = Terms()
+_CREDIT = Terms(credit=True)
+_NO_DERIVATIVES = Terms(
+    True, forbidden="no derivatives: a resized picture and a composite are derivatives"
+)
+_RESERVED = Terms(forbidden="all rights reserved: it may not be handed on without permission")
+
+# By the start of the name, lower case, words joined by hyphens; Creative Commons is read by parts.
+_TABLE = {
+    "pddl": _FREE,
+    "unlicense": _FREE,
+    "public-domain": _FREE,
+    "0bsd": _FREE,
+    "wtfpl": _FREE,
+    "odc-by": _CREDIT,
+    "mit": _CREDIT,
+    "apache": _CREDIT,
+    "bsd": _CREDIT,
+    "isc": _CREDIT,
+    "odbl": Terms(True, same="odbl"),
+    "gfdl": Terms(True, same="gfdl"),
+    "gpl": Terms(True, same="gpl"),
+    "agpl": Terms(True, same="agpl"),
+    "lgpl": Terms(True, same="lgpl"),
+    "all-rights-reserved": _RESERVED,
+    "copyright": _RESERVED,
+    "proprietary": _RESERVED,
+    "commercial": _RESERVED,
+    "unknown": Terms(forbidden="unknown terms: nobody has said that it may be handed on"),
+}
+
+
+def terms(name: str) -> Terms | None:
+    """Return what a licence of this name asks for; None when the name tells nothing."""
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("©", "copyright")).strip("-")
+    words = re.sub(r"^(the|license|licence)-", "", words)
+    if found := re.search(r"creativecommons-org-(licenses|publicdomain)-(.*)", words):
+        words = f"cc-{found[2]}"
+    words = re.sub(r"^creative-commons-?", "cc-", words)
+    if words.startswith(("cc-", "cc0")):
+        return _creative_commons(words)
+    for start, found_terms in _TABLE.items():
+        if re.match(rf"{start}(-|\d|$)", words):
+            return found_terms
+    return None
+
+
+def _creative_commons(words: str) -> Terms | None:
+    long = {
+        "attribution": "by",
+        "noncommercial": "nc",
+        "non-commercial": "nc",
+        "noderivatives": "nd",
+        "noderivs": "nd",
+        "no-derivatives": "nd",
+        "sharealike": "sa",
+        "share-alike": "sa",
+    }
+    for text, short in long.items():
+        words = words.replace(text, short)
+    parts = set(words.split("-"))
+    if parts & {"cc0", "zero", "pdm", "mark", "publicdomain"} or re.match(r"cc-0(-|$)", words):
+        return _FREE
+    if "nd" in parts:
+        return _NO_DERIVATIVES
+    if "by" not in parts and "nc" not in parts and "sa" not in parts:
+        return None
+    family = "cc-by-nc-sa" if {"nc", "sa"} <= parts else "cc-by-sa" if "sa" in parts else ""
+    return Terms(True, "nc" in parts, family)
+
+
+def conflict(source: str, chosen: str | None) -> str | None:
+    """Return why a source under one licence cannot be in a set under another; None if it can."""
+    asked = terms(source)
+    if asked is None:
+        return None
+    if asked.forbidden:
+        return asked.forbidden
+    given = terms(chosen) if chosen else None
+    if asked.same and (given is None or given.same != asked.same):
+        return f"share-alike: the set must be under {asked.same} too"
+    if asked.non_commercial and (given is None or not given.non_commercial):
+        return "non-commercial: the set must be under a licence that forbids commercial use too"
+    if asked.credit and given == _FREE:
+        return "asks for credit, which that licence of the set does not"
+    return None
+
+
+def conflicts(
+    kinds: Iterable[tuple[str, tuple[SourceEntry, ...]]], chosen: str | None
+) -> dict[str, list[str]]:
+    """Return the files that cannot be in a set under the chosen licence, by reason."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for kind, entries in kinds:
+        for entry in entries:
+            if entry.licence and (reason := conflict(entry.licence, chosen)):
+                found[f"{entry.licence}, {reason}"].append(f"{kind}/{entry.file}")
+    return dict(found)

@@ -1,0 +1,60 @@
+"""Prepared sources as one Parquet file: a work folder holds it, and a finished set publishes it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from builder.errors import NotABuildError, RecipeError
+from builder.recipe import SourceEntry
+from builder.remote import Place
+from builder.schema import SOURCE_COLUMNS
+from builder.sources.prepare import Source
+from builder.tables import ROW_GROUP_RECORDS, write_rows
+from builder.untrusted import printable
+
+_MIN_PNG_BYTES = 57  # signature, header, one empty chunk of data, end
+
+
+def write_sources(path: Place, sources: Iterable[Source]) -> None:
+    """Write prepared sources as one Parquet file, one row each, in order."""
+    rows = (
+        {"image": {"bytes": source.png, "path": None}, **asdict(source.entry)} for source in sources
+    )
+    write_rows(path, SOURCE_COLUMNS, rows)
+
+
+def read_sources(path: Place) -> list[Source]:
+    """Read what `write_sources` wrote.
+
+    Raises:
+        NotABuildError: the file is missing, damaged or something else.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sources = []
+    try:
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+            # A picture is stored plain and has more bytes than this, so the file is no smaller.
+            if file.metadata.num_rows > path.stat().st_size // _MIN_PNG_BYTES:
+                raise ValueError("it claims more rows than it can hold")
+            for batch in file.iter_batches(ROW_GROUP_RECORDS):
+                for row in batch.to_pylist():
+                    png = row.pop("image")["bytes"]
+                    sources.append(_checked(Source(SourceEntry(**row), png)))
+    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError, RecipeError) as error:
+        why = printable(str(error))[:300]
+        raise NotABuildError(f"{path} cannot be read as prepared sources: {why}") from None
+    return sources
+
+
+def _checked(source: Source) -> Source:
+    """Refuse a picture whose header does not say what its entry says, before it is decoded."""
+    if len(source.png) < _MIN_PNG_BYTES:
+        raise ValueError(f"the picture of {source.entry.id} is no PNG")
+    kind, width, height, bits = struct.unpack_from(">12x4sIIB", source.png)
+    if (kind, width, height, bits) != (b"IHDR", source.entry.width, source.entry.height, 8):
+        raise ValueError(f"the picture of {source.entry.id} has another size than its entry")
+    return source
