@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
+from builder.files import read_text
 from builder.layout import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
 from builder.recipe import PinnedRecipe
 from builder.record import (
@@ -34,7 +35,7 @@ from builder.record import (
 )
 from builder.remote import StorePath, place
 from builder.schema import IMAGE_COLUMNS
-from builder.untrusted import parse_json, read_text
+from builder.untrusted import parse_json
 
 if TYPE_CHECKING:
     import torch

@@ -1,25 +1,112 @@
-"""Files that are there whole or not at all, here or on a store; their hashes."""
+"""Files of this machine or of a store: written whole or not at all, read whoever made them."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
 from builder.remote import Place, StorePath
+from builder.untrusted import printable
 
 _HASH_BLOCK = 2**20
+
+# What macOS, Windows, Linux desktops, storage boxes and archives leave in any folder; lower case.
+_SYSTEM_NAME = re.compile(
+    r"""
+    \._.* | \.ds_store | \.appledouble | \.apple(db|desktop) | \.localized | icon\r | __macosx
+    | \.(spotlight-v100|trashes|fseventsd|temporaryitems|documentrevisions-v100)
+    | (eh)?thumbs(_vista)?\.db(:encryptable)? | desktop\.ini | \$recycle\.bin | recycler
+    | system\ volume\ information
+    | \.directory | \.trash-\d+ | lost\+found | \.nfs[0-9a-f]+ | \.fuse_hidden[0-9a-f]+
+    | @(eadir|recycle|recently-snapshot|tmp) | \#(recycle|snapshot) | \.@__thumb
+    | \.ipynb_checkpoints
+    """,
+    re.VERBOSE,
+)
+
+
+def is_system_file(path: str | PurePath) -> bool:
+    """Whether a path inside a folder is, or lies in, what a system left there by itself.
+
+    Such files (`.DS_Store`, `._x`, `Thumbs.db`, `@eaDir/x`, `__MACOSX/x`) belong to no set: they
+    are neither sources nor an error in a finished set, and are not published.
+    """
+    return any(_SYSTEM_NAME.fullmatch(part.lower()) for part in PurePath(path).parts)
+
+
+@contextmanager
+def open_regular(path: Place, *, within: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file of another hand for reading, without ever waiting for a pipe or device.
+
+    Args:
+        path: the file; on a store all objects are regular.
+        within: a folder above it; no link may lie between the two.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is or lies behind a link.
+    """
+    if isinstance(path, StorePath):
+        with path.open("rb") as remote:
+            yield remote
+        return
+    flags = os.O_RDONLY
+    if within is not None:
+        inside = path.absolute().relative_to(within.absolute()).parent
+        if path.parent.resolve() != within.resolve() / inside:
+            raise OSError(
+                errno.ELOOP, "it lies behind a link; put the file itself there", str(path)
+            )
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    _refuse_special(path, path.stat() if within is None else path.lstat())
+    # Another may have taken its place since: opening does not wait then, and is checked again.
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        _refuse_special(path, os.fstat(file.fileno()))
+        yield file
+
+
+def _refuse_special(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(f"{printable(str(path))} is a link; put the file itself there")
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{printable(str(path))} is not a regular file")
+
+
+def read_text(path: Place, most_bytes: int, *, within: Path | None = None) -> str:
+    """Read a UTF-8 text file of at most `most_bytes`; see `open_regular`.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is larger, or not UTF-8.
+    """
+    too_large = "it has {:,} bytes; at most {:,} are read"
+    if isinstance(path, StorePath):
+        if (size_bytes := path.stat().st_size) > most_bytes:
+            raise ValueError(too_large.format(size_bytes, most_bytes))
+        return path.read_text()
+    with open_regular(path, within=within) as file:
+        if (size_bytes := os.fstat(file.fileno()).st_size) > most_bytes:
+            raise ValueError(too_large.format(size_bytes, most_bytes))
+        return file.read(most_bytes).decode("utf-8")
 
 
 def sha256_file(path: Place) -> str:
     """Return the sha256 (hex) of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()

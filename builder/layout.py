@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from builder.errors import FgbgError, NotABuildError, RecipeError
+from builder.files import read_text
 from builder.recipe import MAX_RECIPE_BYTES, PinnedRecipe
 from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place
 from builder.tables import FileFormat
-from builder.untrusted import parse_json, printable, read_text
+from builder.untrusted import parse_json, printable
 
 RECIPE_FILE = "recipe.json"
 CARD_FILE = "README.md"

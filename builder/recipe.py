@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
 from builder.errors import RecipeError
-from builder.untrusted import parse_json, printable, read_text, shown
+from builder.files import read_text
+from builder.untrusted import parse_json, printable, shown
 
 # Raised whenever the same recipe would make other pixels than an earlier version did.
 RECIPE_FORMAT = 1

@@ -1,37 +1,12 @@
-"""Read small text files that anybody may have written: bounded, strict, and told in one line."""
+"""Text that anybody may have written: parsed strictly, and quoted on one line without secrets."""
 
 from __future__ import annotations
 
 import json
-import stat
-from typing import Any, NoReturn, Protocol
+import re
+from typing import Any, NoReturn
 
 _MAX_SHOWN = 200  # characters of a foreign text in one of our sentences
-
-
-class _Readable(Protocol):
-    """What is read of a path, on this machine or on a store."""
-
-    def stat(self) -> Any:
-        """Return size and kind."""
-
-    def read_text(self, encoding: str) -> str:
-        """Return the content."""
-
-
-def read_text(path: _Readable, most_bytes: int) -> str:
-    """Read a UTF-8 text file of at most `most_bytes`.
-
-    Raises:
-        OSError: it cannot be read, or is a pipe, socket or device, which might never end.
-        ValueError: it is larger, or not UTF-8.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise OSError(f"{printable(str(path))} is not a regular file")
-    if status.st_size > most_bytes:
-        raise ValueError(f"it has {status.st_size:,} bytes; at most {most_bytes:,} are read")
-    return path.read_text(encoding="utf-8")
 
 
 def parse_json(text: str) -> Any:
@@ -51,11 +26,11 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in content if names.count(name) > 1)
-        raise ValueError(f"key {shown(twice)} stands there twice")
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"key {shown(name)} stands there twice")
+        content[name] = value
     return content
 
 
@@ -70,3 +45,14 @@ def shown(value: object) -> str:
         value = value[: _MAX_SHOWN + 1]
     text = printable(repr(value))
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose addresses have lost what may be a secret: user names, keys and queries.
+
+    Of a text that is itself an address all goes that stands before its last `@`, since the keys
+    of stores may hold slashes and blanks; hf:// alone puts a revision there, and no secret.
+    """
+    text = re.sub(r"^((?!hf:)[\w+.-]+\s*:/+).*@", r"\1", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(r"(?<!hf)(://+)[^\s\"'<>]*@", r"\1", text, flags=re.IGNORECASE)
+    return re.sub(r"(://[^\s?#\"'<>]*)[?#][^\s\"'<>]*", r"\1", text)

@@ -16,13 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from builder.files import rename, sha256_file, temporary_for, write_text
+from builder.files import read_text, rename, sha256_file, temporary_for, write_text
 from builder.recipe import PinnedRecipe
 from builder.record import Encoder, Record, Statistics
 from builder.remote import Place
 from builder.schema import features, record_columns
 from builder.tables import FileFormat, write_table
-from builder.untrusted import parse_json, read_text
+from builder.untrusted import parse_json
 
 if TYPE_CHECKING:
     pass

@@ -33,7 +33,7 @@ from builder.build.machine import n_cores
 from builder.build.project import Project
 from builder.build.shards import Commit, is_done, read_commit, stored_name
 from builder.errors import NotABuildError, OutputError, RecipeError, RecipeMismatchError
-from builder.files import create_bytes, link_or_copy, sha256_file, write_text
+from builder.files import create_bytes, link_or_copy, read_text, sha256_file, write_text
 from builder.layout import (
     CARD_FILE,
     RECIPE_FILE,
@@ -50,7 +50,7 @@ from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place, StorePath
 from builder.sources import Kind, Source, duplicates, read_sources, write_sources
 from builder.tables import FileFormat, arrow_to_parquet
-from builder.untrusted import parse_json, printable, read_text
+from builder.untrusted import parse_json, printable
 
 FINISH = "finish"  # what is claimed to put the set together
 WORK_VERSION = 2  # of the work folder's layout; 1 had no claims and held no file that says so

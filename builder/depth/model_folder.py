@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.errors import DepthModelError
-from builder.untrusted import parse_json, printable, read_text, shown
+from builder.files import read_text
+from builder.untrusted import parse_json, printable, shown
 
 if TYPE_CHECKING:
     import torch

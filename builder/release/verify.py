@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from builder import __version__
 from builder.errors import FgbgError, RecipeError
-from builder.files import sha256_file
+from builder.files import read_text, sha256_file
 from builder.layout import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
 from builder.recipe import PinnedRecipe, Recipe, SourceEntry
 from builder.record import ALPHA_IN_MASK, SPLITS, Ids, Plan, Renderer, SplitPlan, Statistics
@@ -46,7 +46,7 @@ from builder.release.preview import TABLE_FILE, TABLE_RECORDS
 from builder.release.record_check import RecordCheck
 from builder.schema import SOURCE_COLUMNS, preview_columns, record_columns
 from builder.sources import Source, SourceBank, uncredited
-from builder.untrusted import parse_json, printable, read_text, shown
+from builder.untrusted import parse_json, printable, shown
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
 _MAX_PER_CHECK = 1000

@@ -27,10 +27,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 
 from builder.errors import BadSourcesError, FgbgError
-from builder.files import sha256_file
+from builder.files import read_text, sha256_file
 from builder.recipe import Recipe, SourceEntry, credit_fault
 from builder.remote import MAX_IMAGE_BYTES
-from builder.untrusted import printable, read_text, shown
+from builder.untrusted import printable, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 CREDITS_FILE = "credits.csv"
