@@ -158,7 +158,7 @@ class FgbgDatasetDict(datasets.DatasetDict):
             A `Publication`, with `oid`, `commit_url` and `pr_url`.
 
         Raises:
-            PublishError: the licence, the name or the repository forbids it.
+            PublishError: the license, the name or the repository forbids it.
             PublishFailedError: the Hub could not be reached or kept refusing.
         """
         options: dict[str, Any] = {

@@ -190,7 +190,7 @@ def main() -> None:
 @_recipe_options
 @_run_options
 @_engine_options
-@click.option("--license", "license_", help="licence of the set for its card, such as cc-by-4.0")
+@click.option("--license", "license_", help="license of the set for its card, such as cc-by-4.0")
 @click.option(
     "--shard-range",
     metavar="I/N",
@@ -480,7 +480,7 @@ def status(out: Place, as_json: bool) -> None:
 
 @main.command()
 @click.argument("out", type=on_this_machine)
-@click.option("--license", "license_", help="licence of the set, such as cc-by-4.0")
+@click.option("--license", "license_", help="license of the set, such as cc-by-4.0")
 @click.option("--title", help="heading of the card")
 def card(out: Path, license_: str | None, title: str | None) -> None:
     """Write README.md of the finished build OUT again."""
@@ -547,7 +547,7 @@ def verify_(
     "--create-pr", is_flag=True, help="open a pull request instead of changing the branch"
 )
 @click.option("--config", help="name of the records' config  [default: what the card says]")
-@click.option("--license", "license_", help="licence of the set, such as cc-by-4.0")
+@click.option("--license", "license_", help="license of the set, such as cc-by-4.0")
 @click.option("--commit-message", help="first line of the commit")
 @click.option("--dry-run", is_flag=True, help="say what would be sent, and send nothing")
 @click.option("--yes", is_flag=True, help="send without asking")
@@ -609,7 +609,7 @@ def _tell_plan(out: Path, plan: Any) -> None:
     _say(f"{plan.records:,} records of {out}")
     _say(f"  to        {plan.url} ({goal})")
     _say(f"  visible   {state}{visible[plan.private]}")
-    _say(f"  licence   {plan.license or 'none'}")
+    _say(f"  license   {plan.license or 'none'}")
     _say(f"  config    {plan.config}")
     _say(f"  set       {len(plan.files)} files, {_size(total)}")
     _say(f"  send      {len(plan.send)} files, {_size(left)}")

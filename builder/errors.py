@@ -153,7 +153,7 @@ class CardError(FgbgError):
 
 
 class PublishError(FgbgError):
-    """A set is not published: something about it, its licence or the repository forbids it."""
+    """A set is not published: something about it, its license or the repository forbids it."""
 
 
 class PublishFailedError(FgbgError):

@@ -46,7 +46,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 MAX_RECIPE_BYTES = 2**28  # of recipe.json: some 600,000 sources
-MAX_CREDIT_CHARACTERS = 2000  # of an author, a licence or a url
+LICENCE = "licence"  # what version 0.1.0 calls `license`
+MAX_CREDIT_CHARACTERS = 2000  # of an author, a license or a url
 
 _MAX_RECORDS = 2**62
 _MAX_STAGES = 999  # three digits in the names of files
@@ -210,7 +211,7 @@ def _check_sha256(name: str, text: str) -> None:
 
 
 def credit_fault(text: str) -> str | None:
-    """Say why a text cannot be an author, licence or url; None if it can."""
+    """Say why a text cannot be an author, license or url; None if it can."""
     if len(text) > MAX_CREDIT_CHARACTERS:
         return f"has a cell of more than {MAX_CREDIT_CHARACTERS} characters"
     if any(printable(word) != word for word in text.split()):
@@ -235,7 +236,7 @@ class SourceEntry:
     source_height: int
     held_out: bool = False
     author: str = ""
-    licence: str = ""
+    license: str = ""
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -248,13 +249,21 @@ class SourceEntry:
         if path.is_absolute() or not path.parts or ".." in path.parts:
             raise RecipeError(f"file is {shown(self.file)}; it must be a path inside its folder.")
         _check_sha256("sha256", self.sha256)
-        for name in ("author", "licence", "url"):
+        for name in ("author", "license", "url"):
             if fault := credit_fault(getattr(self, name)):
                 raise RecipeError(f"{name} of {shown(self.id)} {fault}.")
         _check_range("width", self.width, 1, _MAX_SIDE)
         _check_range("height", self.height, 1, _MAX_SIDE)
         for name in ("source_width", "source_height"):
             _check_range(name, getattr(self, name), 1, _MAX_SOURCE_SIDE)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SourceEntry:
+        """Make an entry from a JSON object or a row, as this or an earlier version wrote it."""
+        if LICENCE not in values:
+            return cls(**values)
+        rest = {name: value for name, value in values.items() if name != LICENCE}
+        return cls(**rest, license=values[LICENCE])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,8 +415,8 @@ class PinnedRecipe:
         try:
             pinned = cls(
                 recipe=Recipe.from_dict(content["recipe"]),
-                foregrounds=tuple(SourceEntry(**s) for s in content["foregrounds"]),
-                backgrounds=tuple(SourceEntry(**s) for s in content["backgrounds"]),
+                foregrounds=tuple(map(SourceEntry.from_dict, content["foregrounds"])),
+                backgrounds=tuple(map(SourceEntry.from_dict, content["backgrounds"])),
                 depth=DepthInfo(**content["depth"]) if content["depth"] else None,
                 skipped=tuple((printable(a), printable(b)) for a, b in content["skipped"]),
                 stages=tuple((n_fg, n_bg) for n_fg, n_bg in content.get("stages", ())),

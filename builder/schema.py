@@ -6,10 +6,11 @@ captions of the preview.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from builder.recipe import Recipe
+from builder.recipe import LICENCE, Recipe
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -68,7 +69,7 @@ SOURCE_COLUMNS = (
     Column("source_height", "int32", "", "px", "height of the source file"),
     Column("held_out", "bool", "", "", "kept out of the train split"),
     Column("author", "string", "", "", "from credits.csv"),
-    Column("licence", "string", "", "", "from credits.csv"),
+    Column("license", "string", "", "", "from credits.csv"),
     Column("url", "string", "", "", "from credits.csv"),
 )
 
@@ -86,6 +87,16 @@ _SPLIT = Column("split", "string", "", "", "split of the default config the reco
 def record_columns(recipe: Recipe) -> tuple[Column, ...]:
     """Return the columns a set with this recipe has (no depth without a depth model)."""
     return tuple(c for c in COLUMNS if c.name != "depth" or recipe.has_depth)
+
+
+def source_columns(names: Iterable[str]) -> tuple[Column, ...]:
+    """Return the columns due in a file of prepared sources that has columns of these names.
+
+    They are `SOURCE_COLUMNS`, but for what version 0.1.0 called otherwise.
+    """
+    if LICENCE not in names:
+        return SOURCE_COLUMNS
+    return tuple(replace(c, name=LICENCE) if c.name == "license" else c for c in SOURCE_COLUMNS)
 
 
 def preview_columns(recipe: Recipe) -> tuple[Column, ...]:

@@ -71,7 +71,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     for i in range(5):
         scene(i, 100 + 40 * i, 120).save(backgrounds / f"scene{i}.jpg", quality=95)
     (foregrounds / "credits.csv").write_text(
-        "file,author,licence,url\n"
+        "file,author,license,url\n"
         + "".join(f"blob{i}.png,Ann,CC0-1.0,https://example.org/{i}\n" for i in range(3))
     )
     return foregrounds, backgrounds

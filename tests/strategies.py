@@ -86,7 +86,7 @@ def source_entries(draw: st.DrawFn, name: str | None = None, max_side: int = 16)
         source_height=draw(st.integers(2, 9999)),
         held_out=draw(st.booleans()),
         author=draw(text),
-        licence=draw(st.sampled_from(["", "CC0-1.0", "CC-BY-4.0"])),
+        license=draw(st.sampled_from(["", "CC0-1.0", "CC-BY-4.0"])),
         url=draw(text),
     )
 

@@ -571,7 +571,7 @@ def _end(message: str, code: int) -> NoReturn:
 @_option("--device", "where to train", type=click.Choice(DEVICES), default="auto")
 @_option("--workers", "threads that decode pictures", type=click.IntRange(1), default=2)
 @_option("--threads", "threads of torch; its own choice if not given", type=click.IntRange(1))
-@_option("--license", "licence of the tuned model for its card, such as cc-by-4.0")
+@_option("--license", "license of the tuned model for its card, such as cc-by-4.0")
 @_option("--push-to-hub", "REPO_ID to upload model, processor and card to")
 @_option("--private", "make that repository private", is_flag=True)
 def main(

@@ -19,7 +19,7 @@ from training import scenes
 DEMO = Path(__file__).resolve().parents[1] / "builder" / "demo"
 FOREGROUND_PX = 192
 BACKGROUND_SIZE = (288, 384)  # height, width
-CREDITS = ("file", "author", "licence", "url")
+CREDITS = ("file", "author", "license", "url")
 
 # File stem -> (name in scenes.CUTOUTS, seed). The seeds were chosen by eye, for their colours.
 FOREGROUNDS: dict[str, tuple[str, int]] = {

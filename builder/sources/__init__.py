@@ -8,12 +8,12 @@ from builder.sources.prepare import (
     SourceBank,
     demo_folders,
     duplicates,
-    licence_counts,
+    license_counts,
     prepare,
     scan,
     uncredited,
 )
-from builder.sources.stored import read_sources, write_sources
+from builder.sources.stored import read_sources, stored_columns, write_sources
 
 __all__ = [
     "Kind",
@@ -23,10 +23,11 @@ __all__ = [
     "conflicts",
     "demo_folders",
     "duplicates",
-    "licence_counts",
+    "license_counts",
     "prepare",
     "read_sources",
     "scan",
+    "stored_columns",
     "terms",
     "uncredited",
     "write_sources",

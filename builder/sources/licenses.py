@@ -1,4 +1,4 @@
-"""What the licences of sources allow, as far as their names tell: a small table, not legal advice.
+"""What the licenses of sources allow, as far as their names tell: a small table, not legal advice.
 
 A set hands out its sources, resized, and composites made of them, so both are derived works.
 Names may be identifiers of the Hub (`cc-by-sa-4.0`), of SPDX (`CC-BY-SA-4.0`), as people write
@@ -17,7 +17,7 @@ from builder.recipe import SourceEntry
 
 @dataclass(frozen=True)
 class Terms:
-    """What a licence asks for; `same` names the family a derived work must be licensed under."""
+    """What a license asks for; `same` names the family a derived work must be licensed under."""
 
     credit: bool = False
     non_commercial: bool = False
@@ -58,9 +58,9 @@ _TABLE = {
 
 
 def terms(name: str) -> Terms | None:
-    """Return what a licence of this name asks for; None when the name tells nothing."""
+    """Return what a license of this name asks for; None when the name tells nothing."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("©", "copyright")).strip("-")
-    words = re.sub(r"^(the|license|licence)-", "", words)
+    words = re.sub(r"^(the|licen[cs]e)-", "", words)
     if found := re.search(r"creativecommons-org-(licenses|publicdomain)-(.*)", words):
         words = f"cc-{found[2]}"
     words = re.sub(r"^creative-commons-?", "cc-", words)
@@ -97,7 +97,7 @@ def _creative_commons(words: str) -> Terms | None:
 
 
 def conflict(source: str, chosen: str | None) -> str | None:
-    """Return why a source under one licence cannot be in a set under another; None if it can."""
+    """Return why a source under one license cannot be in a set under another; None if it can."""
     asked = terms(source)
     if asked is None:
         return None
@@ -107,19 +107,19 @@ def conflict(source: str, chosen: str | None) -> str | None:
     if asked.same and (given is None or given.same != asked.same):
         return f"share-alike: the set must be under {asked.same} too"
     if asked.non_commercial and (given is None or not given.non_commercial):
-        return "non-commercial: the set must be under a licence that forbids commercial use too"
+        return "non-commercial: the set must be under a license that forbids commercial use too"
     if asked.credit and given == _FREE:
-        return "asks for credit, which that licence of the set does not"
+        return "asks for credit, which that license of the set does not"
     return None
 
 
 def conflicts(
     kinds: Iterable[tuple[str, tuple[SourceEntry, ...]]], chosen: str | None
 ) -> dict[str, list[str]]:
-    """Return the files that cannot be in a set under the chosen licence, by reason."""
+    """Return the files that cannot be in a set under the chosen license, by reason."""
     found: dict[str, list[str]] = defaultdict(list)
     for kind, entries in kinds:
         for entry in entries:
-            if entry.licence and (reason := conflict(entry.licence, chosen)):
-                found[f"{entry.licence}, {reason}"].append(f"{kind}/{entry.file}")
+            if entry.license and (reason := conflict(entry.license, chosen)):
+                found[f"{entry.license}, {reason}"].append(f"{kind}/{entry.file}")
     return dict(found)

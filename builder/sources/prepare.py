@@ -34,7 +34,7 @@ from builder.untrusted import printable, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 CREDITS_FILE = "credits.csv"
-CREDIT_COLUMNS = ("file", "author", "licence", "url")
+CREDIT_COLUMNS = ("file", "author", "license", "url")
 
 Kind = Literal["foreground", "background"]
 Pixels = npt.NDArray[np.uint8]
@@ -220,8 +220,8 @@ def prepare(
         if isinstance(result, _BadImage):
             problems.append((_label(folder, file), str(result)))
         elif _label(folder, file) not in clashing:
-            author, licence, url = credits.get(file.file, ("", "", ""))
-            entry = replace(result.entry, author=author, licence=licence, url=url)
+            author, license, url = credits.get(file.file, ("", "", ""))
+            entry = replace(result.entry, author=author, license=license, url=url)
             sources.append(replace(result, entry=entry))
     if problems and not skip_bad:
         raise BadSourcesError(problems)
@@ -266,7 +266,7 @@ def duplicates(sources: Sequence[Source]) -> tuple[tuple[str, ...], ...]:
 def _read_credits(
     folder: Path, files: set[str]
 ) -> tuple[dict[str, tuple[str, str, str]], list[tuple[str, str]]]:
-    """Read `credits.csv`: file -> (author, licence, url); and what is wrong with it."""
+    """Read `credits.csv`: file -> (author, license, url); and what is wrong with it."""
     path, name = folder / CREDITS_FILE, _inside(folder, CREDITS_FILE)
     if not path.exists() and not path.is_symlink():
         return {}, []
@@ -282,7 +282,7 @@ def _read_credits(
 def _parse_credits(
     name: str, rows: Iterator[list[str]], files: set[str]
 ) -> tuple[dict[str, tuple[str, str, str]], list[tuple[str, str]]]:
-    header = [cell.strip().lower().replace("license", "licence") for cell in next(rows, [])]
+    header = [cell.strip().lower().replace("licence", "license") for cell in next(rows, [])]
     missing = [column for column in CREDIT_COLUMNS if column not in header]
     if missing:
         reason = f"has no column {', '.join(missing)}; its first line must name all of "
@@ -296,7 +296,7 @@ def _parse_credits(
         named = dict(zip(header, row, strict=False)).get("file", "")
         cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
         file = named if named in files else named.strip()  # names may begin or end with spaces
-        credit = cells.get("author", ""), cells.get("licence", ""), cells.get("url", "")
+        credit = cells.get("author", ""), cells.get("license", ""), cells.get("url", "")
         reason = ""
         if len(row) != len(header):
             reason = f"has {len(row)} cells, not {len(header)}"
@@ -485,10 +485,10 @@ class SourceBank:
 
 
 def uncredited(entries: Sequence[SourceEntry]) -> list[str]:
-    """Return the ids of sources without author or licence."""
-    return [e.id for e in entries if not (e.author and e.licence)]
+    """Return the ids of sources without author or license."""
+    return [e.id for e in entries if not (e.author and e.license)]
 
 
-def licence_counts(entries: Sequence[SourceEntry]) -> dict[str, int]:
-    """Return how many sources have each licence, the most frequent first."""
-    return dict(Counter(e.licence for e in entries if e.licence).most_common())
+def license_counts(entries: Sequence[SourceEntry]) -> dict[str, int]:
+    """Return how many sources have each license, the most frequent first."""
+    return dict(Counter(e.license for e in entries if e.license).most_common())

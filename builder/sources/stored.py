@@ -9,7 +9,7 @@ from dataclasses import asdict
 from builder.errors import NotABuildError, RecipeError
 from builder.recipe import SourceEntry
 from builder.remote import Place
-from builder.schema import SOURCE_COLUMNS
+from builder.schema import SOURCE_COLUMNS, Column, source_columns
 from builder.sources.prepare import Source
 from builder.tables import ROW_GROUP_RECORDS, write_rows
 from builder.untrusted import printable
@@ -43,11 +43,19 @@ def read_sources(path: Place) -> list[Source]:
             for batch in file.iter_batches(ROW_GROUP_RECORDS):
                 for row in batch.to_pylist():
                     png = row.pop("image")["bytes"]
-                    sources.append(_checked(Source(SourceEntry(**row), png)))
+                    sources.append(_checked(Source(SourceEntry.from_dict(row), png)))
     except (OSError, pa.ArrowException, ValueError, TypeError, LookupError, RecipeError) as error:
         why = printable(str(error))[:300]
         raise NotABuildError(f"{path} cannot be read as prepared sources: {why}") from None
     return sources
+
+
+def stored_columns(path: Place) -> tuple[Column, ...]:
+    """Return the columns that a file of prepared sources has; those of 0.1.0 say `licence`."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as opened:
+        return source_columns(pq.read_schema(opened).names)
 
 
 def _checked(source: Source) -> Source:

@@ -482,12 +482,12 @@ class _Handler(BaseHTTPRequestHandler):
         text = self._json_body()["content"]
         try:
             content = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else {}
-            licence = content.get("license", "mit")
+            license = content.get("license", "mit")
             valid = re.fullmatch(
-                r"(cc|mit|apache|odbl|odc|pddl|other|unknown|gpl|bsd)[\w.-]*", licence
+                r"(cc|mit|apache|odbl|odc|pddl|other|unknown|gpl|bsd)[\w.-]*", license
             )
             errors = (
-                [] if valid else [{"message": f'"license" must be one of [..., not {licence}]'}]
+                [] if valid else [{"message": f'"license" must be one of [..., not {license}]'}]
             )
         except yaml.YAMLError as error:
             errors = [{"message": str(error)}]

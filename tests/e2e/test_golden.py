@@ -90,6 +90,16 @@ def test_a_set_is_extended(tmp_path: Path, sources: tuple[Path, Path]) -> None:
     assert verify(out, sample=None).ok
 
 
+def test_its_card_is_written_again(tmp_path: Path) -> None:
+    """The sources' files keep the columns they have: 0.1.0 called `license` `licence`."""
+    out = tmp_path / "plain"
+    shutil.copytree(MADE / "plain", out)
+    fgbg("card", out)
+    rows = datasets.load_dataset(str(out), "foregrounds", split="train")
+    assert set(rows["licence"]) == {"CC0-1.0"}
+    assert verify(out, sample=None).ok
+
+
 def test_an_interrupted_build_is_gone_on_with(tmp_path: Path) -> None:
     work = tmp_path / ".interrupted.fgbg"
     shutil.copytree(MADE / ".interrupted.fgbg", work)

@@ -519,7 +519,7 @@ def test_files_that_a_gitignore_swallows_are_told(small, hub):
         push(small, hub)
 
 
-def test_a_licence_that_the_hub_does_not_know_is_told(small, hub):
+def test_a_license_that_the_hub_does_not_know_is_told(small, hub):
     with pytest.raises(
         PublishError, match=r"(?s)the Hub does not take the set: .*license.* must be"
     ):
@@ -556,24 +556,24 @@ def test_what_is_unfinished_or_harmed_is_refused(small, hub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "licences", "sentences"),
+    ("chosen", "licenses", "sentences"),
     [
         ("cc-by-4.0", ["CC BY-SA 4.0", "CC0-1.0", "CC BY-NC 4.0", "cc-by-nd-4.0"],
          ["foregrounds/blob0.png (CC BY-SA 4.0, share-alike: the set must be under cc-by-sa too)",
           "foregrounds/blob2.png (CC BY-NC 4.0, non-commercial",
           "foregrounds/blob3.png (cc-by-nd-4.0, no derivatives"]),
         ("cc0-1.0", ["CC BY 4.0", "", "", ""], ["blob0.png (CC BY 4.0, asks for credit"]),
-        (None, ["All rights reserved", "", "", ""], ["under no licence", "without permission"]),
+        (None, ["All rights reserved", "", "", ""], ["under no license", "without permission"]),
         ("cc-by-nc-sa-4.0", ["CC BY-NC-SA 4.0", "CC BY-NC 4.0", "Our own terms", ""], []),
     ],
 )  # fmt: skip
-def test_licences_that_forbid_it_are_listed_by_file(
-    sources, hub, tmp_path, chosen, licences, sentences
+def test_licenses_that_forbid_it_are_listed_by_file(
+    sources, hub, tmp_path, chosen, licenses, sentences
 ):
     foregrounds = tmp_path / "fg"
     shutil.copytree(sources[0], foregrounds)
-    lines = [f"blob{i}.png,Bob,{name}," for i, name in enumerate(licences) if name]
-    (foregrounds / "credits.csv").write_text("\n".join(["file,author,licence,url", *lines]))
+    lines = [f"blob{i}.png,Bob,{name}," for i, name in enumerate(licenses) if name]
+    (foregrounds / "credits.csv").write_text("\n".join(["file,author,license,url", *lines]))
     out = make((foregrounds, sources[1]), tmp_path / "out")
     if sentences:
         text = refused(out, hub, license=chosen)
@@ -583,16 +583,16 @@ def test_licences_that_forbid_it_are_listed_by_file(
     else:
         done = push(out, hub, license=chosen)
         assert done.plan.license == chosen
-        assert "1 of 4 foregrounds are without author or licence." in done.plan.warnings
+        assert "1 of 4 foregrounds are without author or license." in done.plan.warnings
         assert any("not known here: Our own terms" in text for text in done.plan.warnings)
 
 
-def test_the_licence_the_card_says_counts_too(sources, hub, tmp_path):
+def test_the_license_the_card_says_counts_too(sources, hub, tmp_path):
     foregrounds = tmp_path / "fg"
     shutil.copytree(sources[0], foregrounds)
-    (foregrounds / "credits.csv").write_text("file,author,licence,url\nblob0.png,B,CC BY-SA 4.0,")
+    (foregrounds / "credits.csv").write_text("file,author,license,url\nblob0.png,B,CC BY-SA 4.0,")
     out = make((foregrounds, sources[1]), tmp_path / "out")
-    assert "under no licence" in refused(out, hub)
+    assert "under no license" in refused(out, hub)
     push(out, hub, license="cc-by-sa-4.0")
     card = hub.read(REPO, "README.md")
     hub.write(REPO, "README.md", card.replace(b"license: cc-by-sa-4.0", b"license: mit"))
@@ -648,8 +648,8 @@ def test_the_command_prints_the_plan_asks_and_tells_as_json(small, hub):
     assert "40 records of " in stderr
     assert f"  to        {hub.endpoint}/datasets/ann/blobs (main)\n" in stderr
     assert "  visible   new, as your account makes new ones\n" in stderr
-    assert "  licence   none\n" in stderr
-    assert "  note      5 of 5 backgrounds are without author or licence.\n" in stderr
+    assert "  license   none\n" in stderr
+    assert "  note      5 of 5 backgrounds are without author or license.\n" in stderr
     assert hub.repos == {}
     process = start(small, "--yes", "--json", "--private", "--license", "cc-by-4.0")
     stdout, stderr = process.communicate(timeout=HANG_S)

@@ -34,5 +34,5 @@ def test_the_demo_builds_from_the_installed_wheel(tmp_path):
     assert result["records"] == 144
     card = (tmp_path / "out" / "README.md").read_text()
     assert "small demo model that comes with fgbg-dataset" in card
-    assert "foregrounds; licences: CC0-1.0 (12)" in card
-    assert "backgrounds; licences: CC0-1.0 (12)" in card
+    assert "foregrounds; licenses: CC0-1.0 (12)" in card
+    assert "backgrounds; licenses: CC0-1.0 (12)" in card

@@ -138,7 +138,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("names")
     for folder in ("fg/same", "fg/other", "bg"):
         (root / folder).mkdir(parents=True)
-    lines = [b"file,author,licence,url"]
+    lines = [b"file,author,license,url"]
     for number, name in enumerate(NAMES.values()):
         cut_out = encoded(blob(number, 30, 30), "PNG")
         write(root / "fg", name, cut_out)
@@ -148,7 +148,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for number, clash in enumerate(CLASHING):
         image = blob(100 + number, 30, 30)
         image.save(root / "fg" / clash, lossless=True)
-    (root / "bg" / "credits.csv").write_bytes(b"file,author,licence,url\n\x1b[2J,A,B,C\n")
+    (root / "bg" / "credits.csv").write_bytes(b"file,author,license,url\n\x1b[2J,A,B,C\n")
     (root / "fg" / "credits.csv").write_bytes(printable_lines(lines))
     options = ("--depth-model", "none", "--size", "64", "--foreground-size", "32")
     counts = ("--placements", "1", "--holdout", "0", "--workers", "1")

@@ -59,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hostile")
     for name in ("fg", "bg"):
         (root / name).mkdir()
-    lines = ["file,author,licence,url"]
+    lines = ["file,author,license,url"]
     for number, text in enumerate(HOSTILE_CREDITS):
         blob(number, 30, 30).save(root / "fg" / f"f{number:02}.png")
         cell = '"' + text.replace('"', '""') + '"'
@@ -168,12 +168,12 @@ def test_a_recipe_with_any_bytes_changed_is_read_or_refused(tmp_path: Path) -> N
 
 # --- credits.csv ----------------------------------------------------------------------------
 
-HEAD = b"file,author,licence,url\n"
+HEAD = b"file,author,license,url\n"
 CREDITS: dict[str, tuple[bytes, str]] = {
     "nul": (HEAD + b"a.png,A\0B,MIT,u\n", "line 2 holds control characters"),
     "escape": (HEAD + b"a.png,\x1b[31mred,MIT,u\n", "line 2 holds control characters"),
     "direction": (HEAD + "a.png,\u202egnp,MIT,u\n".encode(), "line 2 holds control characters"),
-    "utf-16": ("file,author,licence,url\n".encode("utf-16"), "cannot be read as CSV in UTF-8 ("),
+    "utf-16": ("file,author,license,url\n".encode("utf-16"), "cannot be read as CSV in UTF-8 ("),
     "utf-16 without mark": (HEAD.decode().encode("utf-16-le"), "has no column file, author,"),
     "huge cell": (HEAD + b"a.png," + b"x" * 100_000 + b",MIT,u\n", "a cell of more than 2000"),
     "endless cell": (HEAD + b"a.png," + b"x" * 10**6 + b",MIT,u\n", "field larger than"),

@@ -132,7 +132,7 @@ def test_any_file_name_fits_on_one_line(name: str) -> None:
 
 @given(st.text(max_size=60), kinds)
 def test_any_credits_file_is_read_or_refused(text: str, kind: Kind) -> None:
-    content = "file,author,licence,url\n" + text
+    content = "file,author,license,url\n" + text
     data = content.encode("utf-8", errors="surrogatepass")
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "in"

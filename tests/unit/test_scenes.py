@@ -143,8 +143,8 @@ def test_resizing_a_cutout_keeps_its_mass():
 def test_demo_sources_are_listed_and_credited(folder):
     with (DEMO / folder / "credits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["file", "author", "licence", "url"]
-    assert {(row["author"], row["licence"], row["url"]) for row in rows} == {
+    assert list(rows[0]) == ["file", "author", "license", "url"]
+    assert {(row["author"], row["license"], row["url"]) for row in rows} == {
         ("fgbg-dataset", "CC0-1.0", "")
     }
     files = {path.name for path in (DEMO / folder).iterdir()} - {"credits.csv"}

@@ -23,7 +23,7 @@ from builder.sources.prepare import (
     PreparedFolder,
     Source,
     SourceBank,
-    licence_counts,
+    license_counts,
     prepare,
     scan,
     uncredited,
@@ -565,7 +565,7 @@ def mixed(tmp_path: Path) -> Path:
             "sub/notes.txt": b"to do",
             "twin.png": good,
             "sub/TWIN.tif": LOSSLESS["tiff"](cutout()),
-            "credits.csv": b"file,author,licence,url\nb.png,Ann,CC0-1.0,u\nnone.png,Bob,MIT,u\n",
+            "credits.csv": b"file,author,license,url\nb.png,Ann,CC0-1.0,u\nnone.png,Bob,MIT,u\n",
         },
     )
 
@@ -611,8 +611,8 @@ def test_skip_bad_goes_on_and_records_what_it_left_out(tmp_path: Path) -> None:
     assert prepared.skipped == tuple(PROBLEMS)
     assert ticks == [1] * 6
     (first, second) = (source.entry for source in prepared.sources)
-    assert (first.author, first.licence, first.url) == ("", "", "")
-    assert (second.author, second.licence, second.url) == ("Ann", "CC0-1.0", "u")
+    assert (first.author, first.license, first.url) == ("", "", "")
+    assert (second.author, second.license, second.url) == ("Ann", "CC0-1.0", "u")
 
 
 def test_skipping_everything_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -633,7 +633,7 @@ def test_a_missing_or_empty_folder(tmp_path: Path) -> None:
     )
     nowhere.mkdir()
     (nowhere / ".hidden.png").write_bytes(b"x")
-    (nowhere / "credits.csv").write_text("file,author,licence,url\n")
+    (nowhere / "credits.csv").write_text("file,author,license,url\n")
     with pytest.raises(FgbgError) as caught:
         scan(nowhere)
     assert str(caught.value) == f"{nowhere} holds no image; put the images into it."
@@ -733,33 +733,33 @@ def credit_problems(tmp_path: Path, text: str | bytes) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "text",
     [
-        "file,author,licence,url\na.png,Ann Ä,CC0-1.0,https://x\n",
-        "\ufefffile,author,licence,url\r\na.png,Ann Ä,CC0-1.0,https://x\r\n",
+        "file,author,license,url\na.png,Ann Ä,CC0-1.0,https://x\n",
+        "\ufefffile,author,license,url\r\na.png,Ann Ä,CC0-1.0,https://x\r\n",
         "URL, License ,Author,File,note\nhttps://x, CC0-1.0 ,Ann Ä,a.png,mine\n\n , , , ,\n",
-        'file,author,licence,url\n"a.png","Ann Ä","CC0-1.0","https://x"',
+        'file,author,license,url\n"a.png","Ann Ä","CC0-1.0","https://x"',
     ],
     ids=["plain", "excel", "license, other order", "quoted"],
 )
 def test_credits_are_read_and_carried(tmp_path: Path, text: str) -> None:
     entries = [source.entry for source in credited(tmp_path, text).sources]
-    assert [(e.id, e.author, e.licence, e.url) for e in entries] == [
+    assert [(e.id, e.author, e.license, e.url) for e in entries] == [
         ("a", "Ann Ä", "CC0-1.0", "https://x"),
         ("b", "", "", ""),
         ("c,d", "", "", ""),
     ]
     assert uncredited(entries) == ["b", "c,d"]
-    assert licence_counts(entries) == {"CC0-1.0": 1}
+    assert license_counts(entries) == {"CC0-1.0": 1}
 
 
 def test_credits_name_files_of_subfolders_and_with_commas(tmp_path: Path) -> None:
-    text = 'file,author,licence,url\nsub/b.png,B,MIT,\n"c,d.png","D, Dora",MIT,\n'
+    text = 'file,author,license,url\nsub/b.png,B,MIT,\n"c,d.png","D, Dora",MIT,\n'
     entries = [source.entry for source in credited(tmp_path, text).sources]
-    assert [(e.author, e.licence) for e in entries] == [("", ""), ("B", "MIT"), ("D, Dora", "MIT")]
-    assert licence_counts(entries) == {"MIT": 2}
+    assert [(e.author, e.license) for e in entries] == [("", ""), ("B", "MIT"), ("D, Dora", "MIT")]
+    assert license_counts(entries) == {"MIT": 2}
 
 
-HEAD = "file,author,licence,url\n"
-NAME_ALL = "its first line must name all of file, author, licence, url"
+HEAD = "file,author,license,url\n"
+NAME_ALL = "its first line must name all of file, author, license, url"
 
 
 @pytest.mark.parametrize(
@@ -770,9 +770,9 @@ NAME_ALL = "its first line must name all of file, author, licence, url"
         (HEAD + "a.png,A,B,C\na.png,A,B,C\n", ["line 3 names 'a.png' a second time"]),
         (HEAD + "a.png,A,B\nsub/b.png,A,B,C,D\n",
          ["line 2 has 3 cells, not 4", "line 3 has 5 cells, not 4"]),
-        ("file,author\n", [f"has no column licence, url; {NAME_ALL}"]),
-        ("", [f"has no column file, author, licence, url; {NAME_ALL}"]),
-        ("file;author;licence;url\n", [f"has no column file, author, licence, url; {NAME_ALL}"]),
+        ("file,author\n", [f"has no column license, url; {NAME_ALL}"]),
+        ("", [f"has no column file, author, license, url; {NAME_ALL}"]),
+        ("file;author;license;url\n", [f"has no column file, author, license, url; {NAME_ALL}"]),
     ],
 )  # fmt: skip
 def test_wrong_credits_are_told_by_line(tmp_path: Path, text: str, reasons: list[str]) -> None:
@@ -804,12 +804,12 @@ def test_what_was_prepared_before_is_used_again_only_with_equal_content(tmp_path
     folder = folder_of(
         tmp_path / "bg",
         {"a.png": encoded(photo(), "PNG"), "b.png": encoded(photo(40, 40), "PNG"),
-         "credits.csv": b"file,author,licence,url\na.png,Ann,MIT,u\n"},
+         "credits.csv": b"file,author,license,url\na.png,Ann,MIT,u\n"},
     )  # fmt: skip
     first = prepare(folder, "background", SAME)
     known = {source.entry.file: source for source in first.sources}
     (folder / "b.png").write_bytes(encoded(photo(50, 50), "PNG"))
-    (folder / "credits.csv").write_bytes(b"file,author,licence,url\nb.png,Bob,MIT,u\n")
+    (folder / "credits.csv").write_bytes(b"file,author,license,url\nb.png,Bob,MIT,u\n")
     second = prepare(folder, "background", SAME, known=known)
     assert second.sources[0].png is first.sources[0].png
     assert second.sources[1].png != first.sources[1].png

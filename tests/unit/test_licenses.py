@@ -1,4 +1,4 @@
-"""Names of licences as people write them, and which of them may stand under which."""
+"""Names of licenses as people write them, and which of them may stand under which."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_what_a_source_allows(source: str, allowed: set[str | None]) -> None:
 
 
 def test_conflicts_are_grouped_by_reason() -> None:
-    def entry(name: str, licence: str) -> SourceEntry:
+    def entry(name: str, license: str) -> SourceEntry:
         return SourceEntry(id=name, file=f"{name}.png", sha256="0" * 64, width=1, height=1,
-                           source_width=1, source_height=1, licence=licence)  # fmt: skip
+                           source_width=1, source_height=1, license=license)  # fmt: skip
 
     kinds = (
         ("foregrounds", (entry("a", "CC BY-ND 4.0"), entry("b", ""), entry("c", "CC BY 4.0"))),
