@@ -198,10 +198,11 @@ np.testing.assert_array_equal(depth, reader.metres(row["depth"]))
     run(code + check, hub, built, tmp_path / "home")
 
 
-def test_the_code_in_the_readme_runs(hub, built, sources, tmp_path):
-    text = (ROOT / "README.md").read_text()
-    code = python_blocks(text.split("## Use it\n")[1].split("\n## ")[0])
-    assert code.count('"ann/mine"') == 5
+def test_the_code_in_the_readme_and_on_training_runs(hub, built, sources, tmp_path):
+    page = (ROOT / "docs" / "training.md").read_text().split("## A complete example\n")[0]
+    readme = (ROOT / "README.md").read_text().split("## Use it\n")[1].split("\n## ")[0]
+    code = python_blocks(readme) + "\n" + python_blocks(page)
+    assert code.count('"ann/mine"') == 8
     recipe: dict[str, Any] = {"placements": 2, "size": 64, "foreground_size": 24,
                               "depth_model": "none", "cache_dir": str(tmp_path)}  # fmt: skip
     begin = f"""
@@ -209,6 +210,7 @@ from fgbg_dataset import FgbgDataset
 builder = FgbgDataset(*{[str(folder) for folder in sources]!r}, **{recipe!r})
 """
     check = """
+assert row["fg_bg"].size == row["mask"].size == row["depth"].size == (64, 64)
 assert batch.keys() == {"pixel_values", "mask"}
 assert metres.shape == unknown.shape == (64, 64) and not unknown.any()
 assert set(next(iter(masks))) == {"mask", "bbox"}

@@ -1,4 +1,4 @@
-"""The README and the card tell of every command, column, option and room."""
+"""README and docs name every command, column, option and room, and nothing that is not there."""
 
 from __future__ import annotations
 
@@ -13,19 +13,56 @@ from click.testing import CliRunner
 from benchmarks import scale
 from builder.cli import main
 from builder.recipe import Recipe
-from builder.schema import COLUMNS
+from docs import generate
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_TEXT = "\n".join(page.read_text() for page in PAGES)
+
+
+def in_each(pages):
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.name)
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def anchors(text: str) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_is_in_the_readme_and_has_help(command):
-    assert re.search(rf"`fgbg {command} ", README)
+    if not main.commands[command].hidden:
+        assert re.search(rf"`fgbg {command} ", README)
     assert main.commands[command].help
     for parameter in main.commands[command].params:
         if parameter.param_type_name == "option":
             assert parameter.help, parameter.name
+
+
+@in_each(generate.PAGES)
+def test_what_the_pages_repeat_is_what_the_code_says(page):
+    text = page.read_text()
+    assert generate.written(text) == text, "run `make docs`"
+
+
+def test_every_part_that_repeats_the_code_is_on_a_page():
+    on_pages = [name for page in generate.PAGES for name in generate.parts_of(page.read_text())]
+    assert sorted(on_pages) == sorted(generate.PARTS)
+
+
+def test_commands_and_options_in_the_pages_exist():
+    known = {name: set(command.params) for name, command in main.commands.items()}
+    for name, rest in re.findall(r"^(?:\. \S+ && )?fgbg ([a-z-]+)(.*)$", ALL_TEXT, re.MULTILINE):
+        assert name in known, name
+        flags = {flag for p in known[name] for flag in (*p.opts, *p.secondary_opts)}
+        assert set(re.findall(r"--[a-z][a-z-]*", rest.split("#")[0])) <= flags, (name, rest)
 
 
 def test_every_recipe_field_is_an_option_of_build_and_plan():
@@ -36,20 +73,32 @@ def test_every_recipe_field_is_an_option_of_build_and_plan():
             assert f"--{field.name.replace('_', '-')}" in result.output
 
 
-def test_every_column_is_in_the_readme():
-    for column in COLUMNS:
-        assert f"`{column.name}`" in README
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 220
 
 
-def test_every_room_is_in_the_file_tree():
-    tree = README.split("## What is where")[1]
-    for path in (ROOT / "builder").iterdir():
-        assert path.name in tree or path.name.startswith("__") or path.suffix == ".typed"
+@in_each(PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match("https?:", target):
+            path, _, anchor = target.partition("#")
+            linked = page.parent / path if path else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked.read_text()), target
 
 
-def test_files_the_readme_points_to_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_every_page_is_linked_from_the_readme():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in README
+
+
+def test_the_page_on_architecture_names_rooms_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    wings = {room.split(".")[0] for room in generate.ROOMS if "." in room}
+    named = set(re.findall(rf"\b(?:{'|'.join(wings)})\.\w+", page))
+    assert len(named) > 8
+    assert named <= set(generate.ROOMS)
+    assert set(re.findall(r"\b(\w+)/ ", page)) <= wings
 
 
 def test_tests_the_page_on_reliability_names_exist():
@@ -57,13 +106,24 @@ def test_tests_the_page_on_reliability_names_exist():
     names = set(re.findall(r"`((?:tests|builder)/[\w/.]+)`", page))
     assert len(names) > 10
     assert [name for name in names if not (ROOT / name).exists()] == []
+    tests = {f for path in (ROOT / "tests").rglob("test_*.py")
+             for f in re.findall(r"def (test_\w+)", path.read_text())}  # fmt: skip
+    for start in re.findall(r"`(test_\w+?)_?(?:\.\.\.)?`", page):
+        assert any(test.startswith(start) for test in tests), start
 
 
-def test_python_in_the_readme_parses():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 5
-    for block in blocks:
-        compile(block, "README.md", "exec")
+@in_each(PAGES)
+def test_python_in_the_pages_parses(page):
+    for block in code_blocks(page.read_text(), "python"):
+        compile(block, page.name, "exec")
+
+
+def test_cannot_is_one_word():
+    paths = [path for end in ("py", "md", "html", "toml") for path in ROOT.rglob(f"*.{end}")]
+    ours = [p for p in paths if not {".venv", "out", "scratch"} & set(p.relative_to(ROOT).parts)]
+    assert len(ours) > 100
+    two_words = re.compile(r"\bcan\s+not\b", re.IGNORECASE)
+    assert [path for path in ours if two_words.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_the_tables_of_docs_scale_are_those_of_the_measured_figures():
