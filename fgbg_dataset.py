@@ -11,14 +11,16 @@ committed in a hidden folder beside the output first, so that the same call resu
 
 from __future__ import annotations
 
+import glob
 import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 
@@ -55,7 +57,8 @@ from builder.errors import (
     RecipeMismatchError,
     UnfinishedError,
 )
-from builder.layout import RECIPE_FILE, data_glob, read_recipe
+from builder.files import read_text
+from builder.layout import RECIPE_FILE, built_format, data_glob, read_recipe
 from builder.recipe import PinnedRecipe, Recipe
 from builder.record import TRAIN, DepthCodec, Encoder, Plan, Renderer, Tally
 from builder.release import TABLE_RECORDS, publish, verify, write_card, write_preview
@@ -64,6 +67,7 @@ from builder.schema import features, record_columns
 from builder.sources import SourceBank, scan
 from builder.streaming import RecordsIterable, Unit, units_of
 from builder.tables import FileFormat
+from builder.untrusted import parse_json, printable
 
 __all__ = [
     "BadSourcesError",
@@ -86,6 +90,7 @@ __all__ = [
     "RecordReader",
     "UnfinishedError",
     "earlier_set",
+    "extend_build",
     "finish_build",
     "publish",
     "verify",
@@ -94,6 +99,9 @@ __all__ = [
 # Composites that stand for a set not yet built, when a reader needs its mean and std.
 _SAMPLED_RECORDS = 2048
 _TRANSFERS = 8  # files of a set that are put in their places at once
+_MAX_INFO_BYTES = 2**26
+# A cache that `datasets` takes for one on a store, and so does not try to make.
+_NOWHERE = "memory://fgbg-without-a-cache"
 
 _ENGINES: dict[EngineName, Engine] = {
     "local": map_shards,
@@ -114,13 +122,32 @@ class FgbgConfig(datasets.BuilderConfig):
     def create_config_id(
         self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
     ) -> str:
-        """Name the cache folder by content, so that changed sources are never mistaken for old."""
+        """Name the cache folder, so that changed sources are never mistaken for old ones."""
         folders = (self.foreground_dir, self.background_dir)
-        content = [[(file.file, file.sha256) for file in scan(Path(f))] for f in folders]
         held = self.earlier.fingerprint if self.earlier else None
+        content = [_stamps(Path(folder)) for folder in folders]
         chosen = [self.recipe.to_dict(), self.skip_bad, held, content]
         digest = datasets.fingerprint.Hasher.hash(chosen)
         return f"{self.name}-{digest}"
+
+
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and time of every file of a folder.
+
+    These name the cache folder and nothing else: every file is read and hashed once, when the
+    sources are prepared, and for a set of 30 GB doing so here as well took minutes.
+
+    Raises:
+        FgbgError: the folder is missing or holds no file.
+    """
+    found = []
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # a link that leads nowhere; reported with the bad sources
+                status = Path(where, name).stat()
+                path = Path(where, name).relative_to(folder).as_posix()
+                found.append((path, status.st_size, status.st_mtime_ns))
+    return sorted(found) if found else [(file.file, 0, 0) for file in scan(folder)]
 
 
 class FgbgDatasetDict(datasets.DatasetDict):
@@ -218,15 +245,24 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         default = earlier.recipe.to_dict() if earlier else {}
         self._project: Project | None = None
         self._renderers: dict[bool, tuple[Renderer, Encoder]] = {}
-        super().__init__(
-            cache_dir=cache_dir,
-            foreground_dir=os.fspath(local_folder(foreground_dir)),
-            background_dir=os.fspath(local_folder(background_dir)),
-            recipe=recipe or Recipe.from_dict({**default, **chosen}),
-            skip_bad=skip_bad,
-            earlier=earlier,
+        given = {
+            "foreground_dir": os.fspath(local_folder(foreground_dir)),
+            "background_dir": os.fspath(local_folder(background_dir)),
+            "recipe": recipe or Recipe.from_dict({**default, **chosen}),
+            "skip_bad": skip_bad,
+            "earlier": earlier,
             **options,
-        )
+        }
+        try:
+            if cache_dir is None and str(datasets.config.HF_DATASETS_CACHE).startswith("~"):
+                cache_dir = _NOWHERE  # of a user without a home
+            super().__init__(cache_dir=cache_dir, **given)
+        except OSError as error:
+            if cache_dir is not None:
+                raise OutputError.of(error, Path(cache_dir)) from None
+            # `datasets` makes its cache here already, and a build to OUT needs none. Where it is
+            # needed, `download_and_prepare` says what to do.
+            super().__init__(cache_dir=_NOWHERE, **given)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_renderers": {}}  # hold the model; loaded where used
@@ -286,7 +322,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         file_format: FileFormat = "arrow",
         num_proc: int | None = None,
         options: BuildOptions | None = None,
-        **kwargs: Any,
+        **unused: Any,
     ) -> None:
         """Build the set, or go on with an interrupted build of it.
 
@@ -298,36 +334,50 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                 as the cluster has room for.
             options: how it runs (device, batch size, progress); changes no record. With a
                 `shard_range` the set is complete on return only where this build was the last.
-            **kwargs: further arguments of `DatasetBuilder.download_and_prepare`.
 
         Raises:
+            TypeError: further arguments of `DatasetBuilder.download_and_prepare`, none of which
+                has a meaning here.
+            ValueError: another file format.
             BadSourcesError: files that cannot be used, before any work.
             RecipeMismatchError: output_dir holds another set.
             BuildFailedError: some shards failed; the same call resumes.
             OutputError: output_dir cannot be written.
         """
+        if unused:
+            raise TypeError(
+                f"download_and_prepare does not use {', '.join(sorted(unused))}: nothing is "
+                "downloaded, and the recipe decides how large a file is (shard_records)."
+            )
+        if file_format not in get_args(FileFormat):
+            raise ValueError(f"file_format is {file_format!r}; it must be 'arrow' or 'parquet'.")
+        if output_dir is None and self._cache_dir_root == _NOWHERE:
+            raise OutputError(
+                f"the cache of datasets ({datasets.config.HF_DATASETS_CACHE}) cannot be written; "
+                "pass output_dir or cache_dir, or set HF_HOME."
+            )
         out = place(output_dir if output_dir is not None else self._cache_dir).absolute()
+        if isinstance(out, StorePath) and file_format != "parquet":
+            raise OutputError(
+                f"{out} lies on a store, where Arrow files cannot be mapped into memory; pass "
+                'file_format="parquet".'
+            )
+        self._output_dir = str(out)  # what `as_dataset` speaks of if this build fails
         self.prepare(out)
-        self._complete(out, file_format, options or BuildOptions(), kwargs, num_proc)
+        self._complete(out, file_format, options or BuildOptions(), num_proc)
 
     def _complete(
         self,
         out: Place,
         file_format: FileFormat,
         options: BuildOptions,
-        more: dict[str, Any],
         workers: int | None,
         make: bool = True,
     ) -> None:
-        if isinstance(out, StorePath) and file_format != "parquet":
-            raise OutputError(
-                f"{out} lies on a store, where Arrow files cannot be mapped into memory; pass "
-                'file_format="parquet".'
-            )
         pinned = self.project.pinned
         try:
             if not already_built(out, pinned, file_format):
-                self._build(WorkFolder(out), file_format, options, more, workers, make)
+                self._build(WorkFolder(out), file_format, options, workers, make)
         except (FgbgError, OSError) as error:
             # Another build may have completed the set, and taken the work folder away.
             if not already_built(out, pinned, file_format):
@@ -338,14 +388,13 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             if isinstance(out, StorePath):  # its build may have been killed just before this
                 WorkFolder(out).drop_if_complete()
             self._output_dir, self._file_format = str(out), file_format
-            self.info = datasets.DatasetInfo.from_directory(str(out))
+            self.info = _read_info(out)
 
     def _build(
         self,
         work: WorkFolder,
         file_format: FileFormat,
         options: BuildOptions,
-        more: dict[str, Any],
         workers: int | None,
         make: bool,
     ) -> None:
@@ -385,7 +434,6 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                         work=work,
                         ledger=ledger,
                         options=options,
-                        **more,
                     )
                     work.publish(built)
 
@@ -398,10 +446,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         work: WorkFolder,
         ledger: Ledger,
         options: BuildOptions,
-        **kwargs: Any,
     ) -> None:
-        if kwargs:
-            raise RecipeError(f"{', '.join(kwargs)} is not used here; see shard_records.")
         finished = ledger.finished()
         super()._download_and_prepare(
             dl_manager, verification_mode, file_format=file_format, work=work, finished=finished
@@ -433,7 +478,18 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             info.shard_lengths = [shard["rows"] for shard in split.shards]
 
     def as_dataset(self, split: Any = None, in_memory: bool = False) -> Any:
-        """Return the built set as `FgbgDatasetDict`, or a split or part of one as `Dataset`."""
+        """Return the built set as `FgbgDatasetDict`, or a split or part of one as `Dataset`.
+
+        Raises:
+            NotABuildError: the set has not been built yet, or its build has failed.
+        """
+        out = place(self._output_dir)
+        if not (out / RECIPE_FILE).is_file():
+            raise NotABuildError(
+                f"{out} holds no finished set yet; call download_and_prepare first. After a build "
+                "that failed, the same call goes on with it."
+            )
+        self._file_format = built_format(out)  # by an earlier builder, maybe
         found = self._as_dataset_or_dict(split, in_memory)
         if isinstance(found, datasets.DatasetDict):
             return FgbgDatasetDict(found, self._output_dir)
@@ -442,9 +498,9 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
     def _as_dataset_or_dict(self, split: Any, in_memory: bool) -> Any:
         if self._file_format != "parquet":
             return super().as_dataset(split, in_memory=in_memory)
-        files = {
-            name: f"{self._output_dir}/{data_glob(name, 'parquet')}" for name in self.info.splits
-        }
+        # A folder may be called `cut-outs [final]`; only the names of files are a pattern.
+        out = glob.escape(self._output_dir)
+        files = {name: f"{out}/{data_glob(name, 'parquet')}" for name in self.info.splits}
         return datasets.load_dataset(
             "parquet", data_files=files, split=split, keep_in_memory=in_memory
         )
@@ -581,5 +637,52 @@ def finish_build(
         folder / "foregrounds", folder / "backgrounds", recipe=project.pinned.recipe
     )
     builder._project = project
-    builder._complete(out, file_format, options or BuildOptions(), {}, None, make=False)
+    builder._complete(out, file_format, options or BuildOptions(), None, make=False)
     return builder
+
+
+def extend_build(
+    foreground_dir: str | os.PathLike[str] | StorePath,
+    background_dir: str | os.PathLike[str] | StorePath,
+    output_dir: str | os.PathLike[str],
+    *,
+    num_proc: int | None = None,
+    options: BuildOptions | None = None,
+    skip_bad: bool = False,
+) -> FgbgDataset:
+    """Add the records of new images to a finished set; what is there stays as it is.
+
+    Args:
+        foreground_dir: with the new cut-outs; those of the set may be there as well, or not.
+        background_dir: likewise.
+        output_dir: the set, as Parquet, on this machine.
+        num_proc: as for `FgbgDataset.download_and_prepare`, and so are the others.
+
+    Raises:
+        NotABuildError: there is no finished set.
+        RecipeMismatchError: a source of the set has changed.
+    """
+    builder = FgbgDataset(
+        foreground_dir, background_dir, skip_bad=skip_bad, earlier=earlier_set(output_dir)
+    )
+    builder.download_and_prepare(
+        output_dir, file_format="parquet", num_proc=num_proc, options=options
+    )
+    return builder
+
+
+def _read_info(out: Place) -> datasets.DatasetInfo:
+    """Read what `datasets` wrote of a finished set.
+
+    Raises:
+        NotABuildError: it is damaged.
+    """
+    path = out / "dataset_info.json"
+    try:
+        return datasets.DatasetInfo.from_dict(parse_json(read_text(path, _MAX_INFO_BYTES)))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        why = printable(f"{type(error).__name__}: {error}")[:300]
+        raise NotABuildError(
+            f"{path} cannot be read ({why}). Everything else of the set is there: copy the file "
+            "from where the set was published, or build the set again in another folder."
+        ) from None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -14,11 +17,15 @@ from builder.build.engine import BuildOptions
 from fgbg_dataset import (
     BadSourcesError,
     FgbgDataset,
+    NotABuildError,
     OutputError,
     Recipe,
     RecipeError,
     RecipeMismatchError,
+    extend_build,
 )
+from tests.limits import HANG_S
+from tests.pictures import scene
 
 RECIPE = {
     "placements": 2,
@@ -145,8 +152,98 @@ def test_an_output_that_holds_another_set_or_format_is_refused(builder, sources,
     other = FgbgDataset(*sources, **{**RECIPE, "seed": 5}, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(RecipeMismatchError, match="seed is 0, asked for is 5"):
         other.download_and_prepare(out, file_format="parquet")
-    with pytest.raises(RecipeError, match="max_shard_size is not used here"):
+
+
+def test_what_a_build_does_not_take_is_refused_first(builder, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(TypeError, match=r"does not use max_shard_size: .*shard_records"):
         builder.download_and_prepare(tmp_path / "new", max_shard_size=1)
+    with pytest.raises(ValueError, match="file_format is 'json'"):
+        builder.download_and_prepare(tmp_path / "new", file_format="json")
+    assert builder._project is None  # not even the sources were read
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_as_dataset_before_and_after_a_failed_build_says_what_to_do(builder, tmp_path):
+    with pytest.raises(NotABuildError, match="call download_and_prepare first"):
+        builder.as_dataset("train")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "foreign").touch()
+    with pytest.raises(OutputError):
+        builder.download_and_prepare(tmp_path / "out", file_format="parquet", options=QUIET)
+    with pytest.raises(NotABuildError, match=r"/out holds no finished set yet"):
+        builder.as_dataset("train")
+
+
+def test_building_reads_each_source_once_more_than_decoding_it(sources, tmp_path):
+    """The name of the cache folder once hashed them all as well: minutes for 30 GB."""
+    pictures = {str(p) for folder in sources for p in folder.iterdir() if p.suffix != ".csv"}
+    program = (
+        "import collections, sys\n"
+        "from fgbg_dataset import FgbgDataset\n"
+        "opened = collections.Counter()\n"
+        "def hook(event, args):\n"
+        "    if event == 'open': opened[str(args[0])] += 1\n"
+        "sys.addaudithook(hook)\n"
+        "builder = FgbgDataset(*sys.argv[1:3], depth_model='none', cache_dir=sys.argv[3])\n"
+        "print(*(opened[path] for path in sys.argv[4:]))\n"
+        "builder.project\n"
+        "print(*(opened[path] for path in sys.argv[4:]))\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, sources), str(tmp_path / "c"), *pictures]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG_S)
+    made, prepared = (set(map(int, line.split())) for line in done.stdout.splitlines())
+    assert made == {0}
+    assert max(prepared) <= 3  # hashed, its header looked at, decoded
+
+
+def test_a_folder_whose_name_is_a_pattern_is_loaded(builder, tmp_path):
+    out = tmp_path / "set [a-b] * ? {c,d} #1 %20"
+    builder.download_and_prepare(out, file_format="parquet", num_proc=1, options=QUIET)
+    assert builder.as_dataset("train").num_rows == 36
+    assert set(builder.as_dataset()) == set(builder.plan.splits)
+
+
+def test_a_finished_set_with_a_damaged_info_is_refused_in_a_sentence(builder, tmp_path):
+    out = tmp_path / "out"
+    builder.download_and_prepare(out, file_format="parquet", num_proc=1, options=QUIET)
+    for content in (b"{", b"[]", b"\xff", b'{"features": 3}', b'{"splits": [1]}'):
+        (out / "dataset_info.json").write_bytes(content)
+        with pytest.raises(NotABuildError, match=r"out/dataset_info\.json cannot be read"):
+            builder.download_and_prepare(out, file_format="parquet", options=QUIET)
+    (out / "dataset_info.json").unlink()
+    os.mkfifo(out / "dataset_info.json")
+    with pytest.raises(NotABuildError, match=r"out/dataset_info\.json cannot be read"):
+        builder.download_and_prepare(out, file_format="parquet", options=QUIET)
+
+
+def test_a_set_is_extended_by_one_call(builder, sources, tmp_path):
+    out, more = tmp_path / "out", tmp_path / "bg"
+    builder.download_and_prepare(out, file_format="parquet", num_proc=1, options=QUIET)
+    more.mkdir()
+    scene(50, 90, 90).save(more / "fresh.jpg")
+    extended = extend_build(sources[0], more, out, num_proc=1, options=QUIET)
+    assert extended.plan.n_records == 4 * 6 * 2 * 2
+    assert sum(split.num_rows for split in extended.as_dataset().values()) == 4 * 6 * 2 * 2
+
+
+@pytest.mark.parametrize("place", ["a file", "~"])
+def test_a_cache_that_cannot_be_made_hinders_only_what_needs_it(
+    sources, tmp_path, monkeypatch, place
+):
+    (tmp_path / "file").touch()
+    cache = str(tmp_path / "file" / "cache") if place == "a file" else "~/.cache/x"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.chdir(tmp_path)
+    if place == "~":  # what a user without a home has
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    builder = FgbgDataset(*sources, **RECIPE)
+    with pytest.raises(OutputError, match="pass output_dir or cache_dir, or set HF_HOME"):
+        builder.download_and_prepare(options=QUIET)
+    builder.download_and_prepare("out", file_format="parquet", num_proc=1, options=QUIET)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out"]
+    with pytest.raises(OutputError, match=r"cannot be written"):
+        FgbgDataset(*sources, **RECIPE, cache_dir=str(tmp_path / "file" / "cache"))
 
 
 def test_what_we_use_of_datasets_is_still_there():
