@@ -50,14 +50,14 @@ docs: $(VENV)/.dev ## write the parts of README and docs that repeat the code ag
 	$(BIN)/python -m docs.generate
 
 demo-sources: $(VENV)/.dev ## render the bundled sources again
-	$(BIN)/python -m training.make_demo_sources
+	$(BIN)/python -m factory.make_demo_sources
 
 # The new model gets a folder of its own; copy it to builder/demo/depth if it is better everywhere.
 MODEL := scratch/demo-model/model
 
 demo-model: $(VENV)/.dev ## train the bundled depth model on and measure it (two hours on two cores; resumes)
-	$(BIN)/python -m training.train_densedepth builder/demo/depth $(MODEL)
-	$(BIN)/python -m training.measure_densedepth $(MODEL) builder/demo/depth --sheet $(MODEL)/depth.png
+	$(BIN)/python -m factory.train_densedepth builder/demo/depth $(MODEL)
+	$(BIN)/python -m factory.measure_densedepth $(MODEL) builder/demo/depth --sheet $(MODEL)/depth.png
 
 clean: ## delete the virtual environment and what was built
 	rm -rf $(VENV) out dist

@@ -55,6 +55,7 @@ from builder.errors import (
     PublishFailedError,
     RecipeError,
     RecipeMismatchError,
+    TrainingError,
     UnfinishedError,
 )
 from builder.files import read_text
@@ -88,6 +89,7 @@ __all__ = [
     "RecipeError",
     "RecipeMismatchError",
     "RecordReader",
+    "TrainingError",
     "UnfinishedError",
     "earlier_set",
     "extend_build",

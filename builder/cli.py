@@ -20,6 +20,7 @@ from tqdm import tqdm
 from builder import __version__
 from builder.depth import BACKENDS, DEVICES, Backend, Device
 from builder.errors import FgbgError, PublishError, RecipeMismatchError
+from builder.finetune import finetune_command
 from builder.recipe import CHOICES, DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, load_recipe, meaning
 from builder.remote import Place, StorePath, on_this_machine, place
 from builder.sources import demo_folders
@@ -34,6 +35,7 @@ _TYPES: dict[str, type] = {
     "str": str,
     "str | None": str,
 }
+_RESUME = "Finished shards are kept; the same command resumes."
 _MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in fields(Recipe)]
 
@@ -59,11 +61,9 @@ class _Group(click.Group):
         except OSError as error:
             message, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
         except KeyboardInterrupt:
-            message = "interrupted. Finished shards are kept; the same command resumes."
-            code = 130
+            message, code = f"interrupted. {ctx.meta.get('resume', _RESUME)}", 130
         except _Terminated:
-            message = "terminated. Finished shards are kept; the same command resumes."
-            code = 143
+            message, code = f"terminated. {ctx.meta.get('resume', _RESUME)}", 143
         finally:
             signal.signal(signal.SIGTERM, before)
         click.secho("Error: ", fg="red", nl=False, err=True)
@@ -691,3 +691,6 @@ def convert_depth(
         return
     for name, value in result.items():
         click.echo(f"{name:<22}{value}")
+
+
+main.add_command(finetune_command)

@@ -35,11 +35,11 @@ from builder.batches import RecordReader
 from builder.depth.densedepth.metrics import DepthMetrics
 from builder.errors import FgbgError
 from builder.files import write_text
+from builder.finetune import checkpoint_state, learning_rate, load_checkpoint, save_checkpoint
 from builder.record import Plan
 from builder.release import LUT, DepthScale
 from builder.sources import demo_folders
 from fgbg_dataset import FgbgDataset
-from training.loop import checkpoint_state, learning_rate, load_checkpoint, save_checkpoint
 
 CHECKPOINT, RESULTS, PICTURE = "checkpoint.safetensors", "results.json", "predictions.png"
 WIDTHS = (16, 32, 64, 128)  # channels at 1/2, 1/4, 1/8 and 1/16 of the size
@@ -185,9 +185,9 @@ def train(source: Source, args: argparse.Namespace, settings: dict[str, Any]) ->
     checkpoint, step, epoch, state = args.out / CHECKPOINT, 0, 0, None
     if args.resume and checkpoint.exists():
         held = checkpoint_state(checkpoint)
-        if held["settings"] != settings:
+        if held.get("settings") != settings:
             raise FgbgError(
-                f"{checkpoint} was made with {held['settings']}, and this run has {settings}; "
+                f"{checkpoint} was made with {held.get('settings')}, and this run has {settings}; "
                 "repeat those or choose another --out."
             )
         load_checkpoint(checkpoint, network, optimizer)

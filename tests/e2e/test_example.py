@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from builder.errors import FgbgError
+from builder.finetune import load_checkpoint
 from examples.train_streaming import CHECKPOINT, PICTURE, RESULTS, Network, main
 from tests.e2e.running import files_of, is_newer, wait_until, written
-from training.loop import load_checkpoint
 
 # 54 or 72 train records in batches of 8: over two epochs; a kill falls into any part of one.
 RUN = ("--steps", "20", "--batch-size", "8", "--images", "8", "--every", "4")

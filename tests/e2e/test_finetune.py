@@ -1,27 +1,28 @@
-"""training/finetune_densedepth.py on a set that `fgbg build` made, as a person runs it."""
+"""`fgbg finetune` on a set that `fgbg build` made, as a person runs it."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from builder.cli import main
 from builder.depth.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
 from tests.e2e.hub import TOKEN, serve
-from tests.e2e.running import files_of, is_newer, wait_until, written
+from tests.e2e.running import COMMAND, files_of, is_newer, wait_until, written
 from tests.limits import HANG_S
-from training.finetune_densedepth import main
 
 # 54 records in batches of 8: nearly nine epochs, so that a stop falls into any part of one.
 RUN = (
@@ -35,14 +36,14 @@ MADE = {"README.md", CHECKPOINT, "config.json", "metrics.json", "model.safetenso
 
 def run(*arguments: object, code: int = 0) -> str:
     """Run the command in this process, where every warning is an error."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(main, ["finetune", *(str(argument) for argument in arguments)])
     assert result.exit_code == code, (result.output, result.exception)
     return result.output
 
 
 def start(*arguments: object, **options) -> subprocess.Popen[str]:
     """Start the command in a process of its own."""
-    command = [sys.executable, "-m", "training.finetune_densedepth", *map(str, arguments)]
+    command = [*COMMAND, "finetune", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options)
 
@@ -138,10 +139,68 @@ def test_other_settings_and_forgotten_resume_are_refused(tuned, built, model):
     options, out, _ = tuned
     files = files_of(out)
     text = run(model, built, out, *options, code=2)
-    assert "is of an earlier run; add --resume or delete it" in text
+    assert "is of an earlier run; add --resume" in text
     text = run(model, built, out, *options, "--seed", "5", "--resume", code=2)
     assert "seed was 0, now is 5" in text
     assert files_of(out) == files
+
+
+def test_what_is_in_out_is_never_overwritten(built, model, tmp_path):
+    """The data set itself, the model, any folder, a file; --resume is no excuse."""
+    data, start_model, notes = (tmp_path / name for name in ("data", "start", "notes"))
+    shutil.copytree(built, data)
+    shutil.copytree(model, start_model)
+    notes.mkdir()
+    (notes / "README.md").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    before = files_of(tmp_path)
+    for out in (data, start_model, notes, tmp_path / "file"):
+        for more in ((), ("--resume",)):
+            text = run(start_model, data, out, "--steps", "1", *more, code=2)
+            assert f"{out} is not empty and holds no checkpoint of this command" in text
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("tuned", ["mapped"], indirect=True)
+def test_a_checkpoint_that_was_changed_is_refused(tuned, built, model, tmp_path):
+    options, undisturbed, _ = tuned
+    for change in ("state", "tensor", "settings", "none of ours"):
+        out = tmp_path / change.replace(" ", "-")
+        out.mkdir()
+        with safe_open(undisturbed / CHECKPOINT, "pt") as file:
+            header = json.loads(file.metadata()["state"])
+        tensors = load_file(undisturbed / CHECKPOINT)
+        if change == "state":
+            header["state"]["step"] = "seven"
+        elif change == "tensor":
+            tensors["model.head.bias"] += 1
+        elif change == "settings":
+            del header["state"]["settings"]
+        else:
+            header = {"step": 7}
+        save_file(tensors, out / CHECKPOINT, {"state": json.dumps(header)})
+        before = files_of(out)
+        text = run(model, built, out, *options, "--resume", code=2)
+        assert text.count("Error: ") == 1 and str(out / CHECKPOINT) in text, text
+        assert files_of(out) == before
+
+
+def test_decimal_depth_is_not_guessed(built, model, tmp_path):
+    """Metres as floats, which would train as millimetres; with the flag they train."""
+    rows = datasets.load_dataset(str(built), split="train").select(range(8))
+    depth_m = [np.asarray(row["depth"]).astype(np.float32) / 1000 for row in rows]
+    features = datasets.Features(
+        {"fg_bg": datasets.Image(), "depth": datasets.Array2D(depth_m[0].shape, "float32")}
+    )
+    columns = {"fg_bg": [row["fg_bg"] for row in rows], "depth": depth_m}
+    floats = datasets.Dataset.from_dict(columns, features=features)
+    (tmp_path / "floats").mkdir()
+    floats.to_parquet(tmp_path / "floats" / "train.parquet")
+    arguments = (model, tmp_path / "floats", tmp_path / "out", "--steps", "1", "--warmup", "0")
+    text = run(*arguments, code=2)
+    assert "--depth-scale: 1 for metres, 1000 for millimetres" in text
+    run(*arguments, "--depth-scale", "1")
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.fixture
@@ -232,7 +291,7 @@ def test_options_that_fit_together_train(built, model, tmp_path):
         (("--image-column", "image"), "has no column 'image' in split 'train'; it has "),
         (("--split", "validation"), "split 'validation' of "),
         (("--input-size", "100", "64"), "both must be multiples of 32"),
-        (("--depth-scale", "1e9", "--eval-split", "unseen_both"), "is the depth range or its"),
+        (("--depth-scale", "1e9"), "Give the unit with --depth-scale"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_sentence(built, model, tmp_path, arguments, sentence):

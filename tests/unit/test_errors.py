@@ -22,6 +22,7 @@ from builder.errors import (
     PublishFailedError,
     RecipeError,
     RecipeMismatchError,
+    TrainingError,
     UnfinishedError,
     is_hopeless,
 )
@@ -31,6 +32,7 @@ ONE_OF_EACH = [
     BuildFailedError({"train-00000-of-00002": "OSError: gone"}, 1, "fgbg build --out x"),
     CardError("no YAML"),
     DepthModelError("no weights"),
+    TrainingError("no depth column"),
     NotABuildError("not a build"),
     OutputError("cannot be written"),
     PublishError("forbidden"),

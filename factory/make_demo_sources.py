@@ -1,6 +1,6 @@
-"""Draw the demo sources, 12 foregrounds and 12 backgrounds: `python -m training.make_demo_sources`.
+"""Draw the demo sources, 12 foregrounds and 12 backgrounds: `python -m factory.make_demo_sources`.
 
-Every picture is rendered by `training.scenes`, from a seed and nothing else. The same command
+Every picture is rendered by `factory.scenes`, from a seed and nothing else. The same command
 writes the same bytes (on another kind of CPU a pixel may differ by a level: NumPy's float functions
 round differently).
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from training import scenes
+from factory import scenes
 
 DEMO = Path(__file__).resolve().parents[1] / "builder" / "demo"
 FOREGROUND_PX = 192

@@ -1,15 +1,15 @@
-"""Train the demo depth model on: `python -m training.train_densedepth START OUT`.
+"""Train the demo depth model on: `python -m factory.train_densedepth START OUT`.
 
 START is a model of the same design, the demo model as it was before; it may be narrower, and then
-becomes as wide as the settings say (training/widen.py). OUT becomes the model folder.
+becomes as wide as the settings say (factory/widen.py). OUT becomes the model folder.
 
 Training goes on with two kinds of pictures, seven in ten of them pasted over with cut-outs as
-composites are: rendered scenes with exact depth (training/scenes.py), and photographs with the
-depth that a teacher sees in them (training/photographs.py).
+composites are: rendered scenes with exact depth (factory/scenes.py), and photographs with the
+depth that a teacher sees in them (factory/photographs.py).
 
 One seeded run, resumable at every stage: fetched packages and finished chunks of pictures are kept
 in the work folder, and training goes on from its last checkpoint with the batches it would have
-had. `python -m training.measure_densedepth` measures what came out and writes its card.
+had. `python -m factory.measure_densedepth` measures what came out and writes its card.
 
 Arrays are (N, S, S, 3) uint8 RGB and (N, S, S) uint16 depth in mm; tensors (B, 3, S, S) in 0..1 and
 (B, S/2, S/2) float32 metres.
@@ -40,12 +40,13 @@ from builder.depth.densedepth import (
     DenseDepthImageProcessor,
 )
 from builder.depth.densedepth.modeling_densedepth import L1_WEIGHT, loss_terms
+from builder.errors import TrainingError
 from builder.files import sha256_file, write_bytes
-from training import photographs, scenes
-from training.loop import TrainingError, checkpoint_state, load_checkpoint, save_checkpoint
-from training.photographs import Millimetres
-from training.scenes import Bytes
-from training.widen import widened
+from builder.finetune import checkpoint_state, load_checkpoint, save_checkpoint
+from factory import photographs, scenes
+from factory.photographs import Millimetres
+from factory.scenes import Bytes
+from factory.widen import widened
 
 CHUNK = 100
 CHECKPOINT = "checkpoint.safetensors"

@@ -13,6 +13,7 @@ when it is stopped.
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +25,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from builder.errors import TrainingError
+from builder.finetune.settings import Position
 from builder.layout import read_recipe
 from builder.recipe import DepthInfo, Recipe
 from builder.record import DepthCodec
-from training.loop import TrainingError
 
 Depth = npt.NDArray[np.float32]
-Position = dict[str, Any]
 Row = dict[str, Any]
 Example = TypeVar("Example")
 
+logger = logging.getLogger(__name__)
+
 MM_PER_M = 1000.0
+# Share of known pixels that must lie in the model's range for a unit that nothing but their type
+# speaks for; for one that was given, or is told by the set itself, a single pixel will do.
+_LEAST_INSIDE = 0.9
 BLOCK = 256  # rows of a stream shuffled together; as many are read again when a run resumes
 _AHEAD = 2  # batches prepared while the network works
 
@@ -45,10 +51,10 @@ class Pairs:
     Args:
         name: folder or Hub id.
         split: of the data set, such as "train" or "train[:90%]" (the latter not when streaming).
-        image_column, depth_column: their names. Depth may be a grey image of 8, 16 or 32 bits or
-            nested lists of numbers.
+        image_column, depth_column: their names. Depth may be a grey image of 8, 16 or 32 bits,
+            an array or nested lists of numbers.
         depth_scale: stored units per metre. None reads the unit and code from a set made by fgbg
-            (also its compact jpeg8), and takes millimetres for any other.
+            (also its compact jpeg8), and takes whole numbers of other sets for millimetres.
         config: which of the set's configurations.
         streaming: read rows as they are needed instead of preparing the whole set first.
 
@@ -67,11 +73,9 @@ class Pairs:
         config: str | None = None,
         streaming: bool = False,
     ) -> None:
-        import datasets
-
         self.name, self.split, self.streaming = name, split, streaming
         self._image_column, self._depth_column = image_column, depth_column
-        self._metres = depth_reader(name, depth_scale)
+        self._metres = _depth_reader(name, depth_scale)
         self._dataset = _load(name, config, split, streaming)
         self._decode: dict[str, Callable[[Any], Any]] = {}
         # A streamed set of, say, JSON lines knows its columns by its first row.
@@ -84,12 +88,24 @@ class Pairs:
                     "--image-column and --depth-column."
                 )
         self._dataset = self._dataset.select_columns([image_column, depth_column])
-        # Images stay bytes until a worker thread decodes them, so that passing over rows is cheap.
         for column in (image_column, depth_column):
-            feature = (self._dataset.features or {}).get(column)
-            if isinstance(feature, datasets.Image):
-                self._decode[column] = datasets.Image(mode=feature.mode).decode_example
-                self._dataset = self._dataset.cast_column(column, datasets.Image(decode=False))
+            self._prepare_column(column, (self._dataset.features or {}).get(column))
+
+    def _prepare_column(self, column: str, feature: Any) -> None:
+        """Set how a column's values are decoded, which is done by worker threads."""
+        import datasets
+
+        if isinstance(feature, datasets.Image):
+            # Images stay bytes until then, so that passing over rows is cheap.
+            self._decode[column] = datasets.Image(mode=feature.mode).decode_example
+            self._dataset = self._dataset.cast_column(column, datasets.Image(decode=False))
+            return
+        while hasattr(feature, "feature"):  # of lists
+            feature = feature.feature
+        # Rows hold arrays as lists of Python's numbers, which have lost their type.
+        dtype = str(getattr(feature, "dtype", ""))
+        if dtype.startswith(("int", "uint", "float")):
+            self._decode[column] = lambda value: np.asarray(value, dtype)
 
     def read(self, row: Row) -> tuple[Image.Image, Depth]:
         """Decode one row to its picture, RGB, and its depth (H, W) in metres, 0 = unknown.
@@ -100,7 +116,7 @@ class Pairs:
         try:
             picture = self._value(row, self._image_column)
             if not isinstance(picture, Image.Image):
-                picture = Image.fromarray(np.asarray(picture, np.uint8))
+                picture = Image.fromarray(_eight_bits(picture))
             depth_m = np.asarray(self._metres(self._value(row, self._depth_column)), np.float32)
         except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
             raise TrainingError(f"a row of {self.name} cannot be read: {error}") from None
@@ -119,6 +135,39 @@ class Pairs:
         if value is None:
             raise ValueError(f"column {column!r} is empty")
         return self._decode[column](value) if column in self._decode else value
+
+    def check_unit(self, range_m: tuple[float, float], rows: int) -> None:
+        """Compare the depth of the first rows with what a model can say.
+
+        Args:
+            range_m: nearest and farthest depth of the model in metres.
+            rows: how many to look at.
+
+        Raises:
+            TrainingError: the depth lies elsewhere, so its unit must be another one.
+        """
+        maps = [self.read(row)[1] for row in islice(self.in_order(), rows)]
+        known = np.concatenate([np.zeros(0, np.float32), *(m[m > 0] for m in maps)])
+        if not known.size:
+            return  # sparse labels may begin so; the metrics refuse a split without any
+        near, far = range_m
+        inside = np.count_nonzero((known >= near) & (known <= far)) / known.size
+        guessed = self._metres is _whole_millimetres
+        unit = ", read as millimetres," if guessed else ""
+        found = (
+            f"the depth of {self.name}{unit} is {known.min():.4g} to {known.max():.4g} m in the "
+            f"first {len(maps)} rows"
+        )
+        if inside < _LEAST_INSIDE if guessed else not inside:
+            raise TrainingError(
+                f"{found}, and the model says {near:g} to {far:g} m. Give the unit with "
+                "--depth-scale, in stored units per metre: 1 for metres, 100 for cm, 256 for "
+                "KITTI's, 1000 for mm."
+            )
+        if guessed:
+            logger.warning(
+                "%s. If that is wrong, give --depth-scale.", found[0].upper() + found[1:]
+            )
 
     def in_order(self) -> Iterator[Row]:
         """Yield every row once, in the order of the files."""
@@ -202,7 +251,19 @@ def batches(
                 yield [future.result() for future in futures], position
 
 
-def depth_reader(name: str, depth_scale: float | None) -> Callable[[Any], Any]:
+def _eight_bits(picture: Any) -> npt.NDArray[np.uint8]:
+    """Return the pixels of a picture that is not an image file.
+
+    Raises:
+        ValueError: they are of another range, as those that were scaled to 0..1.
+    """
+    pixels = np.asarray(picture)
+    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError("its picture is not in whole numbers from 0 to 255")
+    return pixels.astype(np.uint8)
+
+
+def _depth_reader(name: str, depth_scale: float | None) -> Callable[[Any], Any]:
     """Return what turns a value of the depth column into metres, NaN or 0 where unknown.
 
     Raises:
@@ -212,7 +273,7 @@ def depth_reader(name: str, depth_scale: float | None) -> Callable[[Any], Any]:
         return lambda value: np.asarray(value, np.float32) / np.float32(depth_scale)
     made = _fgbg_depth(name)
     if made is None:
-        return _millimetres
+        return _whole_millimetres
     recipe, info = made
     if info.kind != "metric":
         raise TrainingError(
@@ -222,11 +283,21 @@ def depth_reader(name: str, depth_scale: float | None) -> Callable[[Any], Any]:
     return DepthCodec(recipe, info).metres
 
 
-def _millimetres(value: Any) -> Any:
+def _whole_millimetres(value: Any) -> Any:
+    """Return metres of whole numbers of more than 8 bits, as most sets store them.
+
+    Anything else could be metres, a code, or stretched per image, and is not guessed.
+    """
     pixels = np.asarray(value)
-    if pixels.dtype.itemsize == 1:  # could be a code, or stretched per image: never guess
+    if pixels.dtype.kind not in "iu":
         raise ValueError(
-            "its depth has 8 bits and no recipe.json tells their unit; give --depth-scale"
+            "its depth is not in whole numbers, and no recipe.json says their unit; give "
+            "--depth-scale: 1 for metres, 1000 for millimetres"
+        )
+    if pixels.dtype.itemsize == 1:
+        raise ValueError(
+            "its depth has 8 bits, and no recipe.json says their unit; give --depth-scale, in "
+            "stored units per metre"
         )
     return pixels.astype(np.float32) / np.float32(MM_PER_M)
 

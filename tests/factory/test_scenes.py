@@ -1,8 +1,7 @@
-"""training/scenes.py: exact depth, seeds that decide everything, cut-outs with real alpha, demo
+"""factory/scenes.py: exact depth, seeds that decide everything, cut-outs with real alpha, demo
 sources.
 """
 
-import csv
 import io
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import make_demo_sources, scenes
+from factory import make_demo_sources, scenes
+
+pytestmark = pytest.mark.slow
 
 DEMO = Path(__file__).parents[2] / "builder" / "demo"
 GREY = scenes.Material((0.5, 0.5, 0.5))
@@ -137,28 +138,6 @@ def test_resizing_a_cutout_keeps_its_mass():
     small = scenes._resize(rgba, 5, 10)
     np.testing.assert_allclose(small[..., 3].sum() * 4, 60, rtol=1e-5)
     np.testing.assert_allclose(small[2, 5], [1, 128 / 255, 0, 1], rtol=1e-5)
-
-
-@pytest.mark.parametrize("folder", ["foregrounds", "backgrounds"])
-def test_demo_sources_are_listed_and_credited(folder):
-    with (DEMO / folder / "credits.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["file", "author", "license", "url"]
-    assert {(row["author"], row["license"], row["url"]) for row in rows} == {
-        ("fgbg-dataset", "CC0-1.0", "")
-    }
-    files = {path.name for path in (DEMO / folder).iterdir()} - {"credits.csv"}
-    assert files == {row["file"] for row in rows}
-    assert len(files) == 12
-    for name in files:
-        with Image.open(DEMO / folder / name) as picture:
-            assert picture.mode == ("RGBA" if folder == "foregrounds" else "RGB")
-            assert 160 <= max(picture.size) <= 384
-
-
-def test_demo_sources_are_small():
-    folders = [DEMO / "foregrounds", DEMO / "backgrounds"]
-    assert sum(f.stat().st_size for folder in folders for f in folder.iterdir()) < 1_500_000
 
 
 def test_demo_foreground_can_be_drawn_again():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from builder.depth.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
-from training.loop import TrainingError
+from builder.errors import TrainingError
 
 Places = list[int]
 """Where the old channels of a tensor lie among the new ones."""

@@ -1,5 +1,5 @@
 """Measure depth models on pictures that none was trained on, and draw them: `python -m
-training.measure_densedepth MODEL [BEFORE]`.
+factory.measure_densedepth MODEL [BEFORE]`.
 
 Writes MODEL/metrics.json and MODEL/README.md, and with --sheet a picture of photographs and
 composites beside the depth of MODEL and of the teacher. BEFORE is a second model folder to measure
@@ -24,9 +24,9 @@ from PIL import Image, ImageDraw
 
 from builder.depth.densedepth import DenseDepthForDepthEstimation
 from builder.depth.densedepth.metrics import METRICS, depth_errors
-from training import photographs, scenes
-from training.scenes import Bytes
-from training.train_densedepth import WORK, Pool, ScenePool, cached, load_model, render_scenes
+from factory import photographs, scenes
+from factory.scenes import Bytes
+from factory.train_densedepth import WORK, Pool, ScenePool, cached, load_model, render_scenes
 
 Depth = npt.NDArray[np.float32]
 Inside = npt.NDArray[np.bool_]

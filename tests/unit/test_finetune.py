@@ -1,4 +1,4 @@
-"""training/pairs.py and training/loop.py: orders that resume, units of depth, checkpoints."""
+"""builder/finetune: orders that resume, units of depth, checkpoints, folders that are safe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import io
 import json
 import math
-import re
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -18,18 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
-import training.pairs
-from builder.record.encoding import DepthCodec
-from tests.strategies import depth_info, pinned
-from training.finetune_densedepth import main, nearest
-from training.loop import (
-    TrainingError,
+import builder.finetune.pairs
+from builder.errors import TrainingError
+from builder.finetune.loop import (
     checkpoint_state,
     learning_rate,
     load_checkpoint,
     save_checkpoint,
 )
-from training.pairs import Pairs, batches
+from builder.finetune.pairs import Pairs, batches
+from builder.finetune.tuning import nearest
+from builder.record.encoding import DepthCodec
+from tests.strategies import depth_info, pinned
 
 ROWS = 23
 COLUMNS = {"image_column": "image", "depth_column": "depth"}
@@ -73,7 +72,7 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[False, True], ids=["mapped", "streamed"])
 def pairs(request, numbered: Path, monkeypatch: pytest.MonkeyPatch) -> Pairs:
-    monkeypatch.setattr(training.pairs, "BLOCK", 5)  # several blocks, the last not full
+    monkeypatch.setattr(builder.finetune.pairs, "BLOCK", 5)  # several blocks, the last not full
     return Pairs(str(numbered), "train", streaming=request.param, **COLUMNS)
 
 
@@ -149,7 +148,7 @@ def test_any_set_of_16_bit_depth_is_in_mm_unless_told_otherwise(tmp_path):
 
 def test_8_bit_depth_of_unknown_unit_is_not_guessed(tmp_path):
     folder = write_set(tmp_path / "set", [png(np.full((2, 2), 200, np.uint8))])
-    with pytest.raises(TrainingError, match=r"8 bits and no recipe\.json .* give --depth-scale"):
+    with pytest.raises(TrainingError, match=r"8 bits, and no recipe\.json .* give --depth-scale"):
         only_depth(folder)
     np.testing.assert_array_equal(only_depth(folder, depth_scale=50), np.full((2, 2), 4))
 
@@ -184,6 +183,63 @@ def test_streamed_lines_of_json(tmp_path):
     np.testing.assert_array_equal(only_depth(tmp_path, depth_scale=1), [[1.5, 0]])
     with pytest.raises(TrainingError, match=r"has no column 'x' .* it has image, depth"):
         Pairs(str(tmp_path), "train", streaming=True, image_column="x", depth_column="depth")
+
+
+FLOATS, BYTES = datasets.Value("float32"), datasets.Value("uint8")
+
+
+@pytest.mark.parametrize(
+    ("value", "feature"),
+    [
+        ([[1.5, 2.0]], datasets.Array2D((1, 2), "float32")),
+        ([[1, 2]], datasets.Array2D((1, 2), "float64")),
+        ([[1.5, 2.0]], datasets.List(datasets.List(FLOATS))),
+        ([[1, 2]], datasets.List(datasets.List(FLOATS))),
+        ([[1, 2]], datasets.Array2D((1, 2), "uint8")),
+        ([[1, 2]], datasets.List(datasets.List(BYTES))),
+    ],
+)
+def test_metres_and_bytes_in_arrays_and_lists_are_not_guessed(tmp_path, value, feature):
+    folder = write_set(tmp_path / "set", [value], feature)
+    with pytest.raises(TrainingError, match=r"no recipe\.json says .* give --depth-scale"):
+        only_depth(folder)
+    np.testing.assert_allclose(only_depth(folder, depth_scale=1), np.float32(value))
+
+
+def test_whole_numbers_in_arrays_are_in_mm(tmp_path):
+    feature = datasets.Array2D((1, 2), "uint16")
+    folder = write_set(tmp_path / "set", [[[1500, 0]]], feature)
+    np.testing.assert_allclose(only_depth(folder), [[1.5, 0]])
+
+
+@pytest.mark.parametrize(
+    ("stored", "scale", "fine"),
+    [
+        ([900, 5000, 9000], None, True),  # mm
+        ([2, 5, 8], None, False),  # whole metres
+        ([1280, 7000, 20480], None, False),  # KITTI's 1/256, of 5 to 80 m
+        ([1280, 7000, 20480], 256, True),  # is not disputed: a part of it can be learned from
+        ([900, 5000, 9000], 1, False),
+        ([0, 0, 0], None, True),  # the first rows of sparse labels
+    ],
+)
+def test_the_first_rows_are_compared_with_the_models_range(tmp_path, caplog, stored, scale, fine):
+    folder = write_set(tmp_path / "set", [png(np.array([stored], np.uint16))] * 3)
+    pairs = Pairs(str(folder), "train", depth_scale=scale, **COLUMNS)
+    if fine:
+        pairs.check_unit((0.1, 10.0), rows=2)
+        said = "read as millimetres, is 0.9 to 9 m in the first 2 rows" in caplog.text
+        assert said == (scale is None and stored[0] > 0)
+    else:
+        with pytest.raises(TrainingError, match=r"first 2 rows, .* 0\.1 to 10 m.* --depth-scale"):
+            pairs.check_unit((0.1, 10.0), rows=2)
+
+
+def test_pictures_scaled_to_0_to_1_are_refused(tmp_path):
+    row = {"image": [[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]], "depth": [[1500, 900]]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(TrainingError, match="not in whole numbers from 0 to 255"):
+        only_depth(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["recipe.json", "Parquet metadata"])
@@ -295,12 +351,3 @@ def test_a_damaged_checkpoint_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(TrainingError, match="is not a checkpoint of this command"):
         checkpoint_state(path)
-
-
-def test_every_option_has_help_and_those_in_the_readme_exist():
-    options = {flag for p in main.params for flag in (*p.opts, *p.secondary_opts)}
-    assert all(p.help for p in main.params if p.param_type_name == "option")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.split("## Fine-tune DenseDepth")[1].split("\n## ")[0]
-    told = set(re.findall(r"--[a-z-]+", section))
-    assert told and told <= options

@@ -24,9 +24,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.depth.backends import openvino_core
+from builder.errors import TrainingError
 from builder.files import sha256_file
-from training.loop import TrainingError
-from training.scenes import Bytes
+from factory.scenes import Bytes
 
 Millimetres = npt.NDArray[np.uint16]
 Picture = Image.Image
