@@ -49,6 +49,7 @@ from builder.errors import (
     CardError,
     DepthModelError,
     FgbgError,
+    NewerVersionError,
     NotABuildError,
     OutputError,
     PublishError,
@@ -60,7 +61,8 @@ from builder.errors import (
 )
 from builder.files import read_text
 from builder.layout import RECIPE_FILE, built_format, data_glob, read_recipe
-from builder.recipe import PinnedRecipe, Recipe
+from builder.pinned import PinnedRecipe
+from builder.recipe import Recipe
 from builder.record import TRAIN, DepthCodec, Encoder, Plan, Renderer, Tally
 from builder.release import TABLE_RECORDS, publish, verify, write_card, write_preview
 from builder.remote import Place, StorePath, local_folder, place
@@ -80,6 +82,7 @@ __all__ = [
     "FgbgDataset",
     "FgbgDatasetDict",
     "FgbgError",
+    "NewerVersionError",
     "NotABuildError",
     "OutputError",
     "PinnedRecipe",

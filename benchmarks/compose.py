@@ -37,14 +37,8 @@ import numpy.typing as npt
 import builder
 from builder.build import write_shard
 from builder.depth import DepthEstimator, DepthModel, locate_model
-from builder.recipe import (
-    DEMO_DEPTH_MODEL,
-    NO_DEPTH_MODEL,
-    DepthFormat,
-    DepthInfo,
-    PinnedRecipe,
-    Recipe,
-)
+from builder.pinned import DepthInfo, PinnedRecipe
+from builder.recipe import DEMO_DEPTH_MODEL, NO_DEPTH_MODEL, DepthFormat, Recipe
 from builder.record import Encoder, Plan, Record, Renderer, encode_image
 from builder.schema import features, record_columns
 from builder.sources import Kind, SourceBank, prepare

@@ -23,7 +23,7 @@ from PIL import Image
 from builder.errors import FgbgError, NotABuildError
 from builder.files import read_text
 from builder.layout import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.record import (
     TRAIN,
     DepthCodec,

@@ -21,20 +21,15 @@ from builder import __version__
 from builder.depth import BACKENDS, DEVICES, Backend, Device
 from builder.errors import FgbgError, PublishError, RecipeMismatchError
 from builder.finetune import finetune_command
-from builder.recipe import CHOICES, DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, load_recipe, meaning
+from builder.pinned import PinnedRecipe, load_recipe
+from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
 from builder.remote import Place, StorePath, on_this_machine, place
 from builder.sources import demo_folders
+from builder.typed import checked_fields
 from builder.untrusted import printable
 
 Command = Callable[..., Any]
 
-_TYPES: dict[str, type] = {
-    "int": int,
-    "int | None": int,
-    "float": float,
-    "str": str,
-    "str | None": str,
-}
 _RESUME = "Finished shards are kept; the same command resumes."
 _MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in fields(Recipe)]
@@ -74,15 +69,13 @@ class _Group(click.Group):
 def _recipe_options(command: Command) -> Command:
     """Add one option for every field of the recipe."""
     defaults = Recipe()
-    for field in reversed(fields(Recipe)):
-        name, annotation = field.name, str(field.type)
+    for field in reversed(checked_fields(Recipe)):
+        name = field.name
         flag = f"--{name.replace('_', '-')}"
         default = getattr(defaults, name)
-        if annotation == "bool":
+        if bool in field.types:
             flag += f"/--no-{name.replace('_', '-')}"
-        kind: Any = _TYPES.get(annotation)
-        if annotation in CHOICES:
-            kind = click.Choice(CHOICES[annotation])
+        kind = click.Choice(field.choices) if field.choices else field.types[0]
         text = meaning(name)
         if name not in ("depth_input", "depth_revision"):
             text += f"  [default: {default}]"

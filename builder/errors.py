@@ -3,6 +3,7 @@
 FgbgError                 exit code 2: the input is wrong, nothing was done
 ├── BadSourcesError       image files or credits that cannot be used, all of them at once
 ├── RecipeError           a recipe field or recipe file that makes no sense
+├── NewerVersionError     a file of a set that only a newer version of fgbg-dataset can read
 ├── RecipeMismatchError   OUT holds something made from another recipe
 ├── OutputError           OUT cannot be used or written (exit code 1)
 ├── NotABuildError        the folder is not a finished build
@@ -54,8 +55,20 @@ class BadSourcesError(FgbgError):
         return type(self), (self.problems,)
 
 
-class RecipeError(FgbgError):
+class RecipeError(FgbgError, ValueError):
     """A recipe field or a recipe file that makes no sense."""
+
+
+class NewerVersionError(FgbgError):
+    """A set, or a build that was begun, is by a version of fgbg-dataset later than this one."""
+
+    @classmethod
+    def of(cls, where: object, what: str) -> NewerVersionError:
+        """Return the error about a file; `what` shows that it is newer."""
+        return cls(
+            f"{where} was made by a newer fgbg-dataset ({what}); upgrade this one: "
+            "pip install -U fgbg-dataset."
+        )
 
 
 class RecipeMismatchError(FgbgError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from builder.errors import FgbgError, NotABuildError, RecipeError
+from builder.errors import NotABuildError, RecipeError
 from builder.files import read_text
-from builder.recipe import MAX_RECIPE_BYTES, PinnedRecipe
+from builder.pinned import MAX_RECIPE_BYTES, PinnedRecipe
 from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place
 from builder.tables import FileFormat
@@ -30,22 +30,24 @@ def read_recipe(folder: Place) -> PinnedRecipe:
 
     Raises:
         NotABuildError: the folder has none.
+        NewerVersionError: a newer version of this package wrote it.
         RecipeError: it is damaged.
     """
     path = folder / RECIPE_FILE
     if not path.is_file():
         raise NotABuildError(f"{folder} is not a finished build of fgbg: it has no {RECIPE_FILE}.")
     try:
-        return PinnedRecipe.from_json(read_text(path, MAX_RECIPE_BYTES), str(path))
+        text = read_text(path, MAX_RECIPE_BYTES)
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from None
+    return PinnedRecipe.from_json(text, str(path))
 
 
 def is_complete(out: Place, pinned: PinnedRecipe) -> bool:
     """Whether OUT holds this very set."""
     try:
         return read_recipe(out).fingerprint == pinned.fingerprint
-    except FgbgError:
+    except (NotABuildError, RecipeError):
         return False
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from builder.recipe import LICENCE, Recipe
+from builder.pinned import LICENCE
+from builder.recipe import Recipe
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -13,7 +13,8 @@ from builder.build.shards import stored_name, write_shard
 from builder.depth.estimator import DepthEstimator
 from builder.files import write_text
 from builder.layout import RECIPE_FILE, SOURCES_FILE, shard_file
-from builder.recipe import DepthInfo, PinnedRecipe, Recipe
+from builder.pinned import DepthInfo, PinnedRecipe
+from builder.recipe import Recipe
 from builder.record.plan import Plan, hold_out
 from builder.record.render import Renderer
 from builder.sources.prepare import Source, SourceBank, prepare

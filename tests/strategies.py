@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from builder.recipe import DepthInfo, PinnedRecipe, Recipe, SourceEntry
+from builder.pinned import DepthInfo, PinnedRecipe, SourceEntry
+from builder.recipe import Recipe
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -9,7 +9,8 @@ from typing import Protocol
 
 from builder.depth import DepthModel, locate_model
 from builder.errors import BadSourcesError, RecipeMismatchError
-from builder.recipe import PinnedRecipe, Recipe, SourceEntry
+from builder.pinned import PinnedRecipe, SourceEntry
+from builder.recipe import Recipe
 from builder.record import hold_out, hold_out_more
 from builder.remote import Place
 from builder.sources import Kind, PreparedFolder, Source, prepare

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from builder.files import read_text, rename, sha256_file, temporary_for, write_text
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.record import Encoder, Record, Statistics
 from builder.remote import Place
 from builder.schema import features, record_columns

@@ -45,7 +45,8 @@ from builder.layout import (
     read_statistics,
     shard_file,
 )
-from builder.recipe import PinnedRecipe, Recipe
+from builder.pinned import PinnedRecipe
+from builder.recipe import Recipe
 from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place, StorePath
 from builder.sources import Kind, Source, duplicates, read_sources, write_sources

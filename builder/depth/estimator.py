@@ -30,7 +30,8 @@ from builder.depth.model_folder import (
 )
 from builder.errors import DepthModelError
 from builder.files import sha256_file
-from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, DepthMeaning, Precision, Recipe
+from builder.pinned import DepthInfo
+from builder.recipe import DEMO_DEPTH_MODEL, DepthMeaning, Precision, Recipe
 from builder.sources import demo_folders
 from builder.untrusted import printable
 
@@ -97,7 +98,7 @@ def locate_model(recipe: Recipe) -> tuple[Recipe, DepthModel | None]:
     """
     if not recipe.has_depth:
         return replace(recipe, precision="float32"), None
-    name = recipe.depth_model
+    name = str(recipe.depth_model)
     if name == DEMO_DEPTH_MODEL:
         folder = Path(__file__).parents[1] / "demo" / "depth"
     elif Path(name).is_dir():

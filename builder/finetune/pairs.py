@@ -28,7 +28,8 @@ from PIL import Image, UnidentifiedImageError
 from builder.errors import TrainingError
 from builder.finetune.settings import Position
 from builder.layout import read_recipe
-from builder.recipe import DepthInfo, Recipe
+from builder.pinned import DepthInfo
+from builder.recipe import Recipe
 from builder.record import DepthCodec
 
 Depth = npt.NDArray[np.float32]

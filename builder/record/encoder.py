@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.record.encoding import DepthCodec, decode_image, encode_image, encode_mask
 from builder.record.render import Record
 from builder.record.stats import Statistics

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from builder.recipe import DepthInfo, Recipe, depth_grid
+from builder.pinned import DepthInfo
+from builder.recipe import Recipe, depth_grid
 from builder.schema import MASK_ON
 
 Pixels = npt.NDArray[np.uint8]

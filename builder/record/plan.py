@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from builder.recipe import PinnedRecipe, Recipe, SourceEntry
+from builder.pinned import PinnedRecipe, SourceEntry
+from builder.recipe import Recipe
 
 TRAIN = "train"
 # Split name -> (foregrounds held out, backgrounds held out)

@@ -21,7 +21,8 @@ from builder.layout import (
     read_recipe,
     read_statistics,
 )
-from builder.recipe import DEMO_DEPTH_MODEL, PinnedRecipe, Recipe, SourceEntry, meaning
+from builder.pinned import PinnedRecipe, SourceEntry
+from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
 from builder.record import Plan, Statistics, Summary, Tally
 from builder.schema import Column, features, record_columns
 from builder.sources import license_counts, read_sources, stored_columns, uncredited

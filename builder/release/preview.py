@@ -29,7 +29,8 @@ from builder.build import ROW_GROUP_RECORDS
 from builder.errors import NotABuildError
 from builder.files import write_bytes, write_text
 from builder.layout import SOURCES_FILE, built_format, read_recipe, shard_file
-from builder.recipe import DEMO_DEPTH_MODEL, DepthInfo, PinnedRecipe, Recipe
+from builder.pinned import DepthInfo, PinnedRecipe
+from builder.recipe import DEMO_DEPTH_MODEL, Recipe
 from builder.record import DepthCodec, Plan, SplitPlan, decode_image, encode_mask
 from builder.schema import preview_columns, record_columns
 from builder.tables import write_rows

@@ -35,7 +35,7 @@ from builder.layout import (
     read_statistics,
     shard_file,
 )
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.record import Plan
 from builder.release.card import card_keys, card_text, records_config
 from builder.release.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE

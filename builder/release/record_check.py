@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from builder.recipe import DepthInfo, PinnedRecipe, depth_grid
+from builder.pinned import DepthInfo, PinnedRecipe
+from builder.recipe import depth_grid
 from builder.record import DepthCodec, Record, Statistics, decode_image, encode_image, encode_mask
 from builder.release.access import Unreadable, open_image
 from builder.schema import IMAGE_COLUMNS, MASK_ON

@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from builder import __version__
-from builder.errors import FgbgError, RecipeError
+from builder.errors import FgbgError, NewerVersionError, RecipeError
 from builder.files import read_text, sha256_file
 from builder.layout import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
-from builder.recipe import LICENCE, PinnedRecipe, Recipe, SourceEntry
+from builder.pinned import LICENCE, PinnedRecipe, SourceEntry
+from builder.recipe import Recipe
 from builder.record import ALPHA_IN_MASK, SPLITS, Ids, Plan, Renderer, SplitPlan, Statistics
 from builder.release.access import (
     MAX_BYTES,
@@ -245,7 +246,7 @@ class _Verification:
             with refusing("cannot be read"):
                 try:
                     return PinnedRecipe.from_json(text)
-                except RecipeError as error:
+                except (NewerVersionError, RecipeError) as error:
                     raise Unreadable(str(error).removeprefix(f"{RECIPE_FILE}: ")) from None
         except Unreadable as reason:
             self._problem("recipe", RECIPE_FILE, str(reason))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from builder.recipe import SourceEntry
+from builder.pinned import SourceEntry
 
 
 @dataclass(frozen=True)

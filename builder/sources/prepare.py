@@ -28,7 +28,8 @@ from PIL.Image import Resampling
 
 from builder.errors import BadSourcesError, FgbgError
 from builder.files import read_text, sha256_file
-from builder.recipe import Recipe, SourceEntry, credit_fault
+from builder.pinned import SourceEntry, credit_fault
+from builder.recipe import Recipe
 from builder.remote import MAX_IMAGE_BYTES
 from builder.untrusted import printable, shown
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from builder.errors import NotABuildError, RecipeError
-from builder.recipe import SourceEntry
+from builder.pinned import SourceEntry
 from builder.remote import Place
 from builder.schema import SOURCE_COLUMNS, Column, source_columns
 from builder.sources.prepare import Source
 from builder.tables import ROW_GROUP_RECORDS, write_rows
+from builder.typed import read
 from builder.untrusted import printable
 
 _MIN_PNG_BYTES = 57  # signature, header, one empty chunk of data, end
@@ -43,7 +44,7 @@ def read_sources(path: Place) -> list[Source]:
             for batch in file.iter_batches(ROW_GROUP_RECORDS):
                 for row in batch.to_pylist():
                     png = row.pop("image")["bytes"]
-                    sources.append(_checked(Source(SourceEntry.from_dict(row), png)))
+                    sources.append(_checked(Source(read(SourceEntry, row, str(path)), png)))
     except (OSError, pa.ArrowException, ValueError, TypeError, LookupError, RecipeError) as error:
         why = printable(str(error))[:300]
         raise NotABuildError(f"{path} cannot be read as prepared sources: {why}") from None

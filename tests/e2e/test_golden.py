@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.release.verify import verify
 from tests.e2e.running import fgbg
 

@@ -22,7 +22,7 @@ from PIL import Image
 from builder.cli import main
 from builder.errors import FgbgError, NotABuildError
 from builder.files import sha256_file
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.record.encoding import _grey_png, encode_mask
 from builder.record.plan import Plan
 from builder.release.card import write_card

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.record.plan import Plan, hold_out, hold_out_more
 from tests.strategies import entry, recipes
 

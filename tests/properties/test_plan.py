@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.recipe import PinnedRecipe
+from builder.pinned import PinnedRecipe
 from builder.record.plan import Plan, _keys, _permute
 from tests.strategies import pinned_recipes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builder.recipe import SourceEntry
+from builder.pinned import SourceEntry
 from builder.sources.licenses import Terms, conflict, conflicts, terms
 
 FREE, CREDIT = Terms(), Terms(credit=True)

@@ -14,7 +14,8 @@ import pytest
 from datasets.naming import filenames_for_dataset_split
 
 from builder.layout import ARROW_PREFIX, shard_file
-from builder.recipe import PinnedRecipe, Recipe
+from builder.pinned import PinnedRecipe
+from builder.recipe import Recipe
 from builder.record.plan import (
     SPLITS,
     Combination,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 from datasets import Features, Image, List, Value
 
-from builder.recipe import Recipe, SourceEntry
+from builder.pinned import SourceEntry
+from builder.recipe import Recipe
 from builder.schema import COLUMNS, IMAGE_COLUMNS, SOURCE_COLUMNS, features, record_columns
+from builder.typed import checked_fields
 
 
 def test_features_of_a_record_are_exactly_these() -> None:
@@ -37,13 +39,12 @@ def test_image_columns_are_the_three_pictures_of_a_record() -> None:
 
 
 def test_source_columns_are_the_image_and_every_field_of_a_source_entry() -> None:
-    from dataclasses import fields
-
-    assert [c.name for c in SOURCE_COLUMNS] == ["image", *(f.name for f in fields(SourceEntry))]
-    wanted = {"str": pa.string(), "int": pa.int32(), "bool": pa.bool_()}
+    known = checked_fields(SourceEntry)
+    assert [c.name for c in SOURCE_COLUMNS] == ["image", *(field.name for field in known)]
+    wanted = {(str,): pa.string(), (int,): pa.int32(), (bool,): pa.bool_()}
     schema = features(SOURCE_COLUMNS).arrow_schema
-    for f in fields(SourceEntry):
-        assert schema.field(f.name).type == wanted[str(f.type)]
+    for field in known:
+        assert schema.field(field.name).type == wanted[field.types]
 
 
 def test_every_column_says_what_it_means_and_every_picture_its_unit() -> None:

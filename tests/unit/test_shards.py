@@ -22,7 +22,8 @@ from PIL import Image
 
 from builder.build.shards import Commit, is_done, read_commit, sealed, write_shard
 from builder.files import create_bytes, write_text
-from builder.recipe import PinnedRecipe, Recipe
+from builder.pinned import PinnedRecipe
+from builder.recipe import Recipe
 from builder.record.encoder import Encoder
 from builder.record.encoding import DepthCodec
 from builder.record.plan import Plan
