@@ -1,4 +1,4 @@
-"""Records per CPU-second of composing, encoding and writing, against the class project's way.
+"""Records per CPU-second of composing, encoding and writing, against the class project's script.
 
     python benchmarks/compose.py [--records 400] [--repeats 15] [--json]
 
@@ -6,11 +6,12 @@ Every variant makes the same combinations on one pinned core, in turns, in the s
 figures are medians over the repeats of user + system CPU time. Depth maps are made beforehand for
 both sides: this measures everything but the network.
 
-The class project's way, written anew here from its description: foreground read and scaled once
-per 40 records, background copied, grey > 1 as mask, bitwise and / or / add in the rectangle,
-`cv2.imwrite` of composite and mask (and of depth, stretched per image to 8 bits) as JPEG.
-Ours is the real path: `Renderer.compose`, `Encoder.row`, `write_table`, and `write_shard`, which
-also counts the statistics from the decoded bytes, hashes the file and commits it.
+The class project's script is written anew here from its description: it reads and scales a
+foreground once per 40 records, copies the background, takes grey > 1 as the mask, pastes by bitwise
+and / or / add in the rectangle, and writes composite and mask (and depth, stretched per image to 8
+bits) as JPEG with `cv2.imwrite`. Ours is the real path: `Renderer.compose`, `Encoder.row`,
+`write_table`, and `write_shard`, which also counts the statistics from the decoded bytes, hashes
+the file and commits it.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def workload(folder: Path, n_records: int) -> Workload:
 
 
 def made_up_info() -> DepthInfo:
-    """Return what stands for a model's description where there is none."""
+    """Return a description of depth for maps that no model made."""
     return DepthInfo(
         model=DEMO_DEPTH_MODEL,
         revision=None,

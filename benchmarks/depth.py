@@ -2,17 +2,17 @@
 
     python benchmarks/depth.py [--quick] [--cores 0,1] [--keras PYTHON] [--demo FOLDER] [--json]
 
-Everything is full-width DenseDepth at 480x480. Every variant lives in processes of its own, warmed
-up, and they take turns, so that what else the machine does falls on all alike: Keras one process
-over all cores, ours and the matrix products (the ceiling) one process a core. Ours is the real
-path, `DepthEstimator`, from uint8 composites of 224 px to stored depth; Keras gets floats of
-480 px ready. Ratios are medians over the rounds: per CPU-second (user + system), which other work
-on the machine hardly touches, and of wall time. The share of the ceiling counts the network's
-plain arithmetic, also where tap-wise up-steps do less.
+Everything is full-width DenseDepth at 480x480. Every variant has warmed-up processes of its own
+(Keras one over all cores, ours and the matrix products that give the ceiling one for each core),
+and variants take turns, so that other work on the machine affects all alike. Ours is the real path,
+`DepthEstimator`, from uint8 composites of 224 px to stored depth; Keras is given floats of 480 px.
+Ratios are medians over the rounds: per CPU-second (user + system), which other work on the machine
+hardly changes, and of wall time. The share of the ceiling counts the network's plain arithmetic,
+even where tap-wise up-steps need less.
 
 Weights are random, with a head that spreads the depths over 1..10 m; speed does not depend on
-them. The shifts against float32 are of them and of the demo model. With a CUDA device ours runs
-there, Keras stays on the processor, and only wall time says anything.
+them. The shifts against float32 are measured with them and with the demo model. With a CUDA device
+ours runs there, Keras stays on the processor, and only wall time means anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""DenseDepth in Keras with random weights, run as its users do: `predict` in batches of two.
+"""DenseDepth in Keras with random weights, run as its users run it: `predict` in batches of two.
 
-What benchmarks/depth.py compares with; runs in an interpreter that has tf_keras (TensorFlow), else
-with Keras 3 on torch. Written from the paper (arXiv 1812.11941), full width.
+benchmarks/depth.py compares with it. It runs in an interpreter that has tf_keras (TensorFlow), or
+else with Keras 3 on torch. Written from the paper (arXiv 1812.11941), full width.
 """
 
 from __future__ import annotations

@@ -3,15 +3,16 @@
     python benchmarks/read.py [--records 512] [--repeats 7] [--json]
 
 Every reader gives the same batches of 32: `pixel_values` normalised, `mask` of 0 and 1, `depth_m`
-in metres with NaN where unknown, float32 tensors, checked against the baseline's before anything
-is timed. The same encoded bytes lie in loose files, Parquet, a tar and litdata's chunks, all in
-memory. One process on one pinned core, in turns; figures are medians of the repeats. What decodes
-is named in each line; all that Pillow and simplejpeg give goes through the same few lines of torch.
+in metres with NaN where unknown, as float32 tensors, which are compared with the baseline's before
+anything is timed. Loose files, Parquet, a tar and litdata's chunks hold the same encoded bytes, all
+in memory. One process on one pinned core runs them in turns; figures are medians of the repeats.
+Each line names its decoder; the output of Pillow and simplejpeg goes through the same few lines of
+torch.
 
-The composed lines read nothing: they are made from recipe and sources, without depth.
+The composed lines read nothing: their records are made from recipe and sources, without depth.
 
-litdata is measured where it can be imported. It is in no extra of ours: it requires torchvision,
-whose presence makes Transformers choose other image processors. So:
+litdata is measured where it can be imported. No extra of ours installs it, because it requires
+torchvision, whose presence makes Transformers choose other image processors. So:
 
     pip install --no-deps --target DIR litdata lightning-utilities obstore boto3 botocore \\
         s3transfer jmespath requests urllib3 charset-normalizer tifffile

@@ -1,12 +1,12 @@
-"""How the build scales: workers, engines, records; and what that makes of large sets.
+"""How the build scales with workers, engines and records, and what that means for large sets.
 
     python benchmarks/scale.py --save        measures; writes benchmarks/scale.json
     python benchmarks/scale.py --arithmetic  puts its figures, and what follows, into docs/scale.md
 
-Every run is a `fgbg build` of its own. Its rate is taken from the times at which its shards were
-finished: after the first one, or with two workers in the second half, when both are surely at it.
-So what is paid for once (starting, loading the model, card, preview) is not in it. The model has
-one thread in every process.
+Every run is a `fgbg build` of its own. Its rate comes from the times at which its shards were
+finished, after the first one, or with two workers in the second half, when both are surely at work.
+So it leaves out what is paid once (starting, loading the model, card, preview). The model has one
+thread in every process.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Bench:
         """Return the full-size DenseDepth with random weights: speed does not depend on them."""
         folder = self._folder / "densedepth"
         if not folder.exists():
-            # Elsewhere: the peak memory of a process is never told below its parent's.
+            # In another process: a build's peak memory is never reported below its parent's.
             maker = multiprocessing.get_context("spawn").Process(target=save_model, args=(folder,))
             maker.start()
             maker.join()
@@ -157,7 +157,7 @@ def steady_rate(out: Path, from_first: bool) -> float:
 
 
 def measure(bench: Bench, repeats: int, depths: list[str], engines: list[str]) -> dict[str, Any]:
-    """Interleave all runs, so that what else the machine does falls on all of them."""
+    """Interleave all runs, so that other work on the machine affects all of them."""
     runs: dict[tuple[str, str, int], list[Run]] = defaultdict(list)
     for repeat in range(repeats):
         for depth in depths:
@@ -165,7 +165,7 @@ def measure(bench: Bench, repeats: int, depths: list[str], engines: list[str]) -
                 for workers in (1, 2) if repeat % 2 == 0 else (2, 1):
                     run = bench.build(depth, engine, workers)
                     runs[depth, engine, workers].append(run)
-                    tell(
+                    report(
                         f"{depth:<11}{engine:<6}{workers}  {run.records_per_s:8.2f} records/s  "
                         f"{run.seconds:5.1f} s in all  {run.peak_rss_mib:5.0f} MiB"
                     )
@@ -187,7 +187,7 @@ def measure_growth(bench: Bench, sizes: list[int]) -> list[dict[str, float]]:
         for name in ("records_per_s", "seconds", "peak_rss_mib"):
             row[name] = round(statistics.median(getattr(run, name) for run in runs), 1)
         growth.append(row)
-        tell("  ".join(f"{value} {name}" for name, value in row.items()))
+        report("  ".join(f"{value} {name}" for name, value in row.items()))
     return growth
 
 
@@ -283,7 +283,7 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {model}"
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     print(text, flush=True)
 
 
@@ -311,7 +311,7 @@ def main() -> None:
         }
         if chosen.save:
             MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
-        tell("\n".join(["", *measured_table(measured), "", *derived_table(measured)]))
+        report("\n".join(["", *measured_table(measured), "", *derived_table(measured)]))
     if chosen.arithmetic:
         PAGE.write_text(with_tables(PAGE.read_text(), json.loads(MEASURED.read_text())))
 
