@@ -22,6 +22,7 @@ from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
 from builder.files import read_text
+from builder.hub import is_hub_id, request_errors, why
 from builder.layout import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
 from builder.pinned import PinnedRecipe
 from builder.record import (
@@ -294,38 +295,20 @@ def _columns(rows: Rows) -> dict[str, Sequence[Any]]:
 def _fetch(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
     """Download what a reader needs from a dataset repo; return the folder of its files."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    if not is_hub_id(repo_id):
+        raise FgbgError(f"{repo_id!r} is neither a folder here nor the id of a dataset on the Hub.")
     try:
         paths = [
             hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, token=token)
             for file in (STATISTICS_FILE, RECIPE_FILE)
         ]
-    except GatedRepoError:
-        reason = "is gated; accept its terms on the Hub and run `hf auth login`"
-    except (RepositoryNotFoundError, HFValidationError):
-        reason = (
-            "is neither a folder here nor a dataset on the Hub (or it is private: `hf auth login`)"
-        )
-    except RevisionNotFoundError:
-        reason = f"has no revision {revision!r} on the Hub"
-    except LocalEntryNotFoundError:
-        reason = "is not in the local cache and the Hub cannot be reached; check the connection"
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         raise NotABuildError(
             f"dataset {repo_id!r} was not made by fgbg: it has no {RECIPE_FILE} or no "
             f"{STATISTICS_FILE}."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = f"cannot be downloaded: {error}"
-    else:
-        return Path(paths[-1]).parent
-    raise FgbgError(f"dataset {repo_id!r} {reason}.") from None
+    except request_errors() as error:
+        raise FgbgError(f"dataset {repo_id!r} {why(error, revision)}.") from None
+    return Path(paths[-1]).parent

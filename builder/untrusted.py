@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 _MAX_SHOWN = 200  # characters of a foreign text in one of our sentences
+_MAX_LINE = 300  # characters of a foreign error
+
+
+class Unreadable(ValueError):
+    """Why a file or a picture of another hand cannot be read, as the end of a sentence."""
+
+
+@contextmanager
+def refusing(what: str, let_through: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn whatever a decoder raises on the bytes of another hand into `Unreadable`."""
+    passing: tuple[type[Exception], ...] = (Unreadable, *let_through)
+    try:
+        yield
+    except passing:
+        raise
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
+        raise Unreadable(f"{what} ({type(error).__name__}: {one_line(error)})") from None
 
 
 def parse_json(text: str) -> Any:
@@ -37,6 +56,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def printable(text: str) -> str:
     """Return text with control and undecodable characters escaped, for one line of a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: object) -> str:
+    """Return a foreign error, or what another program says, on one line and without secrets."""
+    return printable(without_secrets(" ".join(str(error).split())))[:_MAX_LINE]
 
 
 def shown(value: object) -> str:

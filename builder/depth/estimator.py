@@ -30,6 +30,7 @@ from builder.depth.model_folder import (
 )
 from builder.errors import DepthModelError
 from builder.files import sha256_file
+from builder.hub import is_hub_id, request_errors, why
 from builder.pinned import DepthInfo
 from builder.recipe import DEMO_DEPTH_MODEL, DepthMeaning, Precision, Recipe
 from builder.sources import demo_folders
@@ -58,7 +59,6 @@ _CPU_BATCH, _GPU_BATCH = 2, 32
 _NO_MEMORY = re.compile(
     "out of memory|can't allocate|failed to allocate|not enough memory|bad[_ ]alloc", re.IGNORECASE
 )
-_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # What `predicted_depth` of a model type is. Depth Anything says it in its config; Depth Pro
 # predicts inverse depth for a focal length of one image width, made metric by its field of view.
@@ -105,7 +105,7 @@ def locate_model(recipe: Recipe) -> tuple[Recipe, DepthModel | None]:
         folder = Path(name)
     elif Path(name).is_file():
         folder = _converted(Path(name))
-    elif _REPO_ID.fullmatch(name) and not Path(name).exists():
+    elif is_hub_id(name) and not Path(name).exists():
         folder = _download(name, recipe.depth_revision)
         recipe = replace(recipe, depth_revision=folder.name)
     else:
@@ -139,30 +139,12 @@ def _converted(checkpoint: Path) -> Path:
 
 def _download(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     try:
         patterns = ["*.json", "*.safetensors"]
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except GatedRepoError:
-        reason = "is gated; accept its terms on the Hub and run `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = (
-            "is neither a folder here nor a model on the Hub (or it is private: `hf auth login`)"
-        )
-    except RevisionNotFoundError:
-        reason = f"has no revision {revision!r} on the Hub"
-    except LocalEntryNotFoundError:
-        reason = "is not in the local cache and the Hub cannot be reached; check the connection"
-    except (HfHubHTTPError, OSError) as error:
-        reason = f"cannot be downloaded: {error}"
-    raise DepthModelError(f"depth model {repo_id!r} {reason}.") from None
+    except request_errors() as error:
+        raise DepthModelError(f"depth model {repo_id!r} {why(error, revision)}.") from None
 
 
 def _describe(name: str, folder: Path, recipe: Recipe) -> DepthInfo:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,21 +21,33 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
+from builder.hub import is_absent, is_hub_id, request_errors, why
 from builder.layout import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, built_format
 from builder.release.preview import TABLE_FILE
 from builder.remote import StorePath, place
 from builder.schema import Column, features
 from builder.tables import FileFormat
+from builder.untrusted import Unreadable, refusing
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+# What load_dataset reads before, or instead of, the card and the data files it names.
+def misleading_files(name: str) -> dict[str, str]:
+    """Return the files that must not lie in a set of this name, and what each of them does."""
+    return {
+        f"{name}.py": "and load_dataset refuses a set with a module of its own name",
+        ".huggingface.yaml": "which load_dataset reads instead of the card's configs",
+        "dataset_infos.json": "which load_dataset reads beside the card",
+    }
+
 
 # Of the files that are read whole; far above what a set of 10^9 records needs.
 MAX_BYTES = {RECIPE_FILE: 2**28, STATISTICS_FILE: 2**28, CARD_FILE: 2**20}
 
 _BATCH_RECORDS = 100
 _MAX_JPEG_SCANS = 100  # an encoder makes about ten; each takes time for the whole picture
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -175,56 +186,19 @@ def open_place(
             yield Stored(where, root)
         return
     path = Path(target)
-    if path.exists() or isinstance(target, Path) or not _REPO_ID.fullmatch(target):
+    if path.exists() or isinstance(target, Path) or "/" not in target or not is_hub_id(target):
         if not path.is_dir():
             raise NotABuildError(f"{target} is neither a folder nor the id of a set on the Hub.")
         if revision is not None:
             raise FgbgError(f"{target} is a folder here; revision is for a set on the Hub.")
         yield Folder(path)
         return
-    with (
-        tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder,
-        _told_of_the_hub(target, revision),
-    ):
-        root = Path(folder) / target.split("/")[1]
-        yield Repo(target, revision, token, root)
-
-
-@contextmanager
-def _told_of_the_hub(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what goes wrong between here and the Hub into one sentence."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except GatedRepoError:
-        reason = "is gated; accept its terms on the Hub and run `hf auth login`"
-    except (RepositoryNotFoundError, HFValidationError):
-        reason = (
-            "is neither a folder here nor a data set on the Hub (or it is private: `hf auth login`)"
-        )
-    except RevisionNotFoundError:
-        reason = f"has no revision {revision!r} on the Hub"
-    except _network_errors() as error:
-        raise FgbgError(
-            f"{repo_id} cannot be read from the Hub ({error}); check the connection and try again."
-        ) from None
-    else:
-        return
-    raise NotABuildError(f"{repo_id} {reason}.")
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    # The first base is what the HTTP client under huggingface_hub raises, whichever that is.
-    client: type[Exception] = HfHubHTTPError.__mro__[1]
-    return HfHubHTTPError, client, LocalEntryNotFoundError
+    with tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder:
+        try:
+            yield Repo(target, revision, token, Path(folder) / target.split("/")[1])
+        except request_errors() as error:
+            kind = NotABuildError if is_absent(error) else FgbgError
+            raise kind(f"{target} {why(error, revision)}.") from None
 
 
 class Table:
@@ -240,7 +214,7 @@ class Table:
 
         self._source, self._parquet = source, None
         self._damaged = f"cannot be read as {file_format.capitalize()}"
-        with refusing(self._damaged):
+        with refusing(self._damaged, request_errors()):
             if file_format == "arrow":
                 with pa.ipc.open_stream(str(source)) as reader:
                     self.schema: pa.Schema = reader.schema
@@ -273,7 +247,7 @@ class Table:
         for start, batch in self._batches(columns, wanted):
             numbers = np.arange(start, start + batch.num_rows)
             for number in numbers if wanted is None else np.intersect1d(numbers, wanted):
-                with refusing(self._damaged):
+                with refusing(self._damaged, request_errors()):
                     (row,) = batch.slice(number - start, 1).to_pylist()
                 yield int(number), row
 
@@ -282,7 +256,8 @@ class Table:
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Give (number of the first row, batch) for every batch of a group with a wanted row."""
         start = 0
-        with refusing(self._damaged):  # a generator: what its user raises does not pass here
+        # This is a generator, so what its user raises does not pass here.
+        with refusing(self._damaged, request_errors()):
             for n_rows, read in self._groups():
                 if wanted is None or np.any((wanted >= start) & (wanted < start + n_rows)):
                     first = start
@@ -308,24 +283,6 @@ class Table:
 
 def _columns_of(batch: pa.RecordBatch, columns: list[str]) -> list[pa.RecordBatch]:
     return [batch.select(columns)]
-
-
-class Unreadable(Exception):
-    """Why a file or an image cannot be read."""
-
-
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn whatever a decoder raises on foreign bytes into `Unreadable`; the network's pass."""
-    try:
-        yield
-    except Unreadable:
-        raise
-    except _network_errors():
-        raise
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged files
-        text = " ".join(str(error).split())[:200]
-        raise Unreadable(f"{what} ({type(error).__name__}: {text})") from None
 
 
 def open_image(

@@ -7,15 +7,14 @@ repeated. Whether files travel by Xet or by plain LFS is huggingface_hub's busin
 
 from __future__ import annotations
 
-import json
+import logging
 import random
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -23,8 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from tqdm import tqdm
 
 from builder.build import WorkFolder, copy_as_parquet
-from builder.errors import FgbgError, NotABuildError, PublishError, PublishFailedError
+from builder.errors import (
+    FgbgError,
+    NotABuildError,
+    PublishError,
+    PublishFailedError,
+    RecipeError,
+)
 from builder.files import sha256_file
+from builder.hub import is_connection, request_errors, response_of, words
 from builder.layout import (
     CARD_FILE,
     RECIPE_FILE,
@@ -37,11 +43,13 @@ from builder.layout import (
 )
 from builder.pinned import PinnedRecipe
 from builder.record import Plan
+from builder.release.access import misleading_files
 from builder.release.card import card_keys, card_text, records_config
 from builder.release.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE
 from builder.release.verify import verify
 from builder.remote import on_this_machine
 from builder.sources import conflicts, terms, uncredited
+from builder.untrusted import one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -53,10 +61,14 @@ _OURS = ("data/", "foregrounds/", "backgrounds/", "preview/")  # whatever lies t
 _MAX_PROBLEMS = 20
 _BATCH_FILES, _BATCH_BYTES = 16, 2**30
 
-# How often each failure may come before a step is given up. Most of these are over in seconds;
-# 429 and 503 say how long they take. None is the connection itself.
-_BOUNDS = {None: 6, 408: 5, 409: 8, 412: 8, 429: 8, 500: 5, 502: 6, 503: 8, 504: 6}
+# Statuses that pass. huggingface_hub itself repeats the requests that send files after most of
+# them, and the loop below repeats the others.
+_PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
+_LEFT_TO_US = (409, 412)  # of the requests that send files
+_TRIES = 8  # of each kind of failure, before a step is given up
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_RETRY_AFTER_S = 1.0, 60.0, 900.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,6 @@ def publish(
     endpoint: str | None = None,
     approve: Callable[[PushPlan], bool] | None = None,
     progress: bool = False,
-    sleep: Callable[[float], object] = time.sleep,
 ) -> Publication:
     """Publish a finished build as a dataset repository, in one commit.
 
@@ -131,7 +142,6 @@ def publish(
         endpoint: as everywhere in huggingface_hub.
         approve: called with the plan before anything is sent; sends nothing if it returns False.
         progress: show a bar on stderr.
-        sleep: waits that many seconds before something is tried again.
 
     Raises:
         NotABuildError: `out` is not a finished build, or a file of it is missing.
@@ -143,7 +153,7 @@ def publish(
     out = on_this_machine(out)
     _verify(out, sample)
     with _as_parquet(out) as folder:
-        hub = _Hub(repo_id, revision, create_pr, token, endpoint, sleep)
+        hub = _Hub(repo_id, revision, create_pr, token, endpoint)
         push = _Push(folder, hub, private, config, license, commit_message)
         plan = push.plan(hub.state())
         if dry_run or (approve is not None and not approve(plan)):
@@ -265,13 +275,17 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _State:
-    """A revision as it is now; `head` is None where there is no repository yet."""
+    """A revision as it is now; `head` is None where there is no repository yet.
+
+    `has_branch` is False where the revision is a branch that is still to be made.
+    """
 
     head: str | None = None
     private: bool | None = None
+    has_branch: bool = False
     files: dict[str, _Entry] = field(default_factory=dict)
     card: str | None = None
-    fingerprint: str | None = None
+    held: PinnedRecipe | None = None
 
 
 class _Push:
@@ -343,17 +357,17 @@ class _Push:
                 f"{repo_id} exists and is public; a push does not change that. Make it private in "
                 "its settings on the Hub first, or leave --private out."
             )
-        module = f"{repo_id.rpartition('/')[2]}.py"
-        if module in state.files:
-            raise PublishError(
-                f"{repo_id} holds {module}, and load_dataset refuses a repository with a module "
-                "of its own name. Delete or rename that file, or choose another repository."
-            )
+        for name, what in misleading_files(repo_id.rpartition("/")[2]).items():
+            if name in state.files:
+                raise PublishError(
+                    f"{repo_id} holds {name}, {what}. Delete or rename that file there, or choose "
+                    "another repository."
+                )
         others = [path for path in state.files if path.startswith(_OURS)]
-        if others and state.fingerprint is None:
+        if others and state.held is None:
             raise PublishError(
-                f"{repo_id} holds data that fgbg did not make ({others[0]}), and no {RECIPE_FILE}. "
-                "Choose another repository, or delete that data there first."
+                f"{repo_id} holds data that fgbg did not make ({others[0]}), and no {RECIPE_FILE} "
+                "that can be read. Choose another repository, or delete that data there first."
             )
 
     def _check_license(self, license: str | None) -> None:
@@ -378,28 +392,43 @@ class _Push:
             yield f"What these licenses ask for is not known here: {', '.join(unclear)}."
         if license is None:
             yield "The set has no license, so nobody may use it; give one with --license."
-        if state.fingerprint not in (None, self._pinned.fingerprint):
-            there = str(state.fingerprint)[:12]
-            yield f"Another set is there (fingerprint {there}); it is replaced."
+        if state.held and state.held.fingerprint != self._pinned.fingerprint:
+            if self._pinned.holds(state.held):
+                yield f"The set there, of {state.held.n_records:,} records, is extended."
+            else:
+                there = state.held.fingerprint[:12]
+                yield f"Another set is there (fingerprint {there}); it is replaced."
 
     # Sending
 
     def send(self, plan: PushPlan, progress: bool) -> Publication:
         """Send what is missing and commit it, until the whole set is there."""
-        self._hub.create(plan.exists, self._private)
-        info = self._hub.retrying("commit", lambda: self._attempt(progress))
-        # By the plan: an answer that was lost makes the last attempt find everything done.
-        changed = plan.send or plan.delete
-        result: Literal["published", "unchanged"] = "published" if changed else "unchanged"
-        return Publication(plan, result, info.oid, info.commit_url, info.pr_url)
+        for _ in range(2):
+            info, wrong = self._hub.retrying("commit", lambda: self._attempt(progress))
+            if not wrong:
+                # By the plan: an answer that was lost makes the last attempt find all done.
+                changed = plan.send or plan.delete
+                result: Literal["published", "unchanged"] = "published" if changed else "unchanged"
+                return Publication(plan, result, info.oid, info.commit_url, info.pr_url)
+            self._operations.clear()  # so that these files are sent again
+        raise PublishFailedError(
+            f"the Hub stores other bytes of {wrong[0].path} than were sent, twice "
+            f"({len(wrong)} files in all). Delete them in {self._hub.repo_id} and push again, or "
+            "ask those who run the Hub."
+        )
 
-    def _attempt(self, progress: bool) -> CommitInfo:
-        """Bring the repository from its present state to this set, and return the commit.
+    def _attempt(self, progress: bool) -> tuple[CommitInfo, list[_File]]:
+        """Bring the repository from its present state to this set.
 
         Called again when somebody else has committed in between, or when an answer was lost:
         what to do goes by what is there, not by what was tried.
+
+        Returns:
+            The commit, and the files of which the Hub has other bytes than were sent.
         """
         state = self._hub.state()
+        if self._hub.make(state, self._private):
+            state = self._hub.state()
         if state.head is None:
             raise PublishError(f"{self._hub.repo_id} exists, but your token may not read it.")
         self._refuse(state)
@@ -407,18 +436,19 @@ class _Push:
         self._check_license(_license(files[CARD_FILE]))
         todo, stale = _difference(files, state.files)
         if not todo and not stale:
-            return self._hub.commit_info(state.head, self._message)
+            return self._hub.commit_info(state.head, self._message), []
         if self._hub.create_pr and (pull := self._hub.pull_with(files, self._message)):
-            return pull
+            return pull, []
         operations = self._upload(todo, progress)
         info = self._hub.commit(operations, stale, self._message, state.head)
-        missing, _ = _difference(files, self._hub.files(info.pr_revision or info.oid))
-        if missing:
+        there = self._hub.files(info.pr_revision or info.oid)
+        wrong, _ = _difference(files, there)
+        if missing := [file for file in wrong if file.path not in there]:
             raise PublishError(
                 f"the Hub left {len(missing)} files out of the commit, for example "
                 f"{missing[0].path}; see whether a .gitignore in {self._hub.repo_id} names them."
             )
-        return info
+        return info, wrong
 
     def _upload(self, files: list[_File], progress: bool) -> list[CommitOperationAdd]:
         """Send files, a few at a time; they stay invisible until a commit names them."""
@@ -512,7 +542,6 @@ class _Hub:
         create_pr: bool,
         token: str | bool | None,
         endpoint: str | None,
-        sleep: Callable[[float], object],
     ) -> None:
         from huggingface_hub import HfApi, constants
 
@@ -527,7 +556,6 @@ class _Hub:
             library_name="fgbg-dataset",
             library_version=__version__,
         )
-        self._sleep = sleep
         self.url = f"{self._api.endpoint}/datasets/{repo_id}"
 
     def state(self) -> _State:
@@ -540,15 +568,15 @@ class _Hub:
         try:
             info = self._api.repo_info(self.repo_id, repo_type=_REPO_TYPE, revision=revision)
         except RevisionNotFoundError:
-            if self.create_pr or revision == "main":
+            if self.create_pr or revision == "main" or revision.startswith("refs/"):
                 raise
-            return self._state("main")
+            return replace(self._state("main"), has_branch=False)
         except RepositoryNotFoundError:
             return _State()
         files = self._files(info.sha)
         card = self._text(CARD_FILE, info.sha) if CARD_FILE in files else None
         recipe = self._text(RECIPE_FILE, info.sha) if RECIPE_FILE in files else None
-        return _State(info.sha, bool(info.private), files, card, _fingerprint(recipe))
+        return _State(info.sha, bool(info.private), True, files, card, _held(recipe))
 
     def files(self, revision: str) -> dict[str, _Entry]:
         """Return the files of a revision."""
@@ -581,36 +609,52 @@ class _Hub:
         if self._api.endpoint == constants.ENDPOINT:  # the only one that can be asked so
             self.retrying("check", lambda: DatasetCard(card).validate(repo_type=_REPO_TYPE))
 
-    def create(self, exists: bool, private: bool | None) -> None:
-        """Make the repository and the branch where they are missing."""
-        if not exists:
+    def make(self, state: _State, private: bool | None) -> bool:
+        """Make the repository and the branch where they are missing; say whether they were."""
+        if state.has_branch or (state.head and self.create_pr):
+            return False
+        if state.head is None:
             self.retrying(
                 "create",
                 lambda: self._api.create_repo(
                     self.repo_id, repo_type=_REPO_TYPE, private=private, exist_ok=True
                 ),
             )
-        if not self.create_pr and self.revision != "main" and not self.revision.startswith("refs/"):
+        if self.revision != "main" and not self.create_pr:
             self.retrying(
                 "branch",
                 lambda: self._api.create_branch(
                     self.repo_id, branch=self.revision, repo_type=_REPO_TYPE, exist_ok=True
                 ),
             )
+        return True
 
     def upload(self, additions: list[CommitOperationAdd]) -> None:
-        """Send a few files."""
-        self.retrying(
-            "send",
-            lambda: self._api.preupload_lfs_files(
+        """Send a few files: by Xet where the Hub has it, else by plain LFS."""
+        self.retrying("send", lambda: self._upload(additions))
+
+    def _upload(self, additions: list[CommitOperationAdd]) -> None:
+        from huggingface_hub import constants
+
+        try:
+            self._api.preupload_lfs_files(
                 self.repo_id,
                 additions,
                 repo_type=_REPO_TYPE,
                 revision=self.revision,
                 create_pr=self.create_pr,
                 free_memory=False,
-            ),
-        )
+            )
+        except ConnectionError as error:
+            # What Xet says where the Hub has none; huggingface_hub itself does not go on by LFS.
+            if constants.HF_HUB_DISABLE_XET or "404 Not Found" not in str(error):
+                raise
+            _log.warning(
+                "%s has no Xet, so files are sent by LFS; HF_HUB_DISABLE_XET=1 does so at once.",
+                self._api.endpoint,
+            )
+            constants.HF_HUB_DISABLE_XET = True
+            self._upload(additions)
 
     def commit(
         self,
@@ -662,62 +706,68 @@ class _Hub:
             PublishError: the Hub says why it will never work.
             PublishFailedError: it has been tried often enough.
         """
-        from httpx2 import HTTPError
-
         failures: Counter[int | None] = Counter()
+        known: tuple[type[Exception], ...] = (
+            *request_errors(),
+            *(OSError, RuntimeError, ValueError),
+        )
         while True:
             try:
                 return call()
-            except (HTTPError, OSError, RuntimeError, ValueError) as error:
-                response = _response(error)
+            except known as error:
+                response = response_of(error)
                 status = response.status_code if response is not None else None
-                # Xet tells of the network by a RuntimeError of its own.
-                xet = step == "send" and isinstance(error, RuntimeError) and not error.__cause__
-                if response is None and not xet and not _is_connection(error):
+                if status is None and not is_connection(error):
                     if isinstance(error, ValueError):
                         raise PublishError(f"no push to {self.repo_id}: {error}") from error
                     raise
-                if status not in _BOUNDS:
+                if status is not None and status not in _PASSING:
                     raise self._refusal(status, error) from error
                 failures[status] += 1
-                wait_s = _retry_after_s(response)
-                if failures[status] > _BOUNDS[status] or (wait_s or 0) > _LONGEST_RETRY_AFTER_S:
-                    raise self._given_up(step, status, failures[status], wait_s) from error
-            if wait_s is None:
-                wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (failures[status] - 1))
-                wait_s *= random.uniform(0.5, 1)  # noqa: S311 - two publishers must not keep step
-            self._sleep(wait_s)
+                asked_s = _retry_after_s(response)
+                repeated = step != "send" or status is None or status in _LEFT_TO_US
+                if (
+                    not repeated
+                    or failures[status] > _TRIES
+                    or (asked_s or 0) > _LONGEST_RETRY_AFTER_S
+                ):
+                    raise self._given_up(step, error, failures[status], asked_s) from error
+            wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (failures[status] - 1))
+            wait_s *= random.uniform(0.5, 1)  # noqa: S311 - two publishers must not keep step
+            time.sleep(wait_s if asked_s is None else asked_s)
 
-    def _refusal(self, status: int | None, error: Exception) -> FgbgError:
+    def _refusal(self, status: int, error: BaseException) -> FgbgError:
+        said = words(error)
         if status == 401:
             return PublishError(
-                "the Hub does not know you; run `hf auth login`, or set HF_TOKEN, and try again."
+                f"the Hub does not know you ({said}); run `hf auth login`, or set HF_TOKEN, and "
+                "try again."
             )
-        if status == 403:
-            return PublishError(
-                f"your token may not write to {self.repo_id}; use one with write access, or "
-                "--create-pr if you may only read."
-            )
-        if status == 400:
-            return PublishError(f"the Hub does not take the set: {error}")
+        if status == 403 and "create_pr" in said:
+            said += "; --create-pr opens a pull request, which needs no right to write"
+        if status in (400, 403):
+            return PublishError(f"the Hub refuses the push to {self.repo_id}: {said}.")
         if status == 404:
             return PublishError(
-                f"{self.repo_id} has no revision {self.revision!r}, or your token may not see it."
+                f"{self.repo_id} has no revision {self.revision!r}, or your token may not see it "
+                f"({said})."
             )
-        return PublishFailedError(f"the Hub refuses {self.repo_id}: {error}")
+        return PublishFailedError(f"the Hub answers {status} to {self.repo_id}: {said}.")
 
     def _given_up(
-        self, step: str, status: int | None, times: int, wait_s: float | None
+        self, step: str, error: BaseException, times: int, asked_s: float | None
     ) -> PublishFailedError:
-        what = _STEPS[step].format(repo=self.repo_id)
-        why = f"the Hub answered {status}" if status else f"no connection to {self._api.endpoint}"
-        if wait_s and wait_s > _LONGEST_RETRY_AFTER_S:
-            why += f", and asks to wait {wait_s / 60:.0f} minutes"
-        else:
+        response = response_of(error)
+        why = f"no connection to {self._api.endpoint} ({one_line(error)})"
+        if response is not None:
+            why = f"the Hub answered {response.status_code} ({words(error)})"
+        if (asked_s or 0) > _LONGEST_RETRY_AFTER_S:
+            why += f", and asks to wait {(asked_s or 0) / 60:.0f} minutes"
+        elif times > 1:
             why += f", {times} times"
         return PublishFailedError(
-            f"{what}: {why}. Nothing visible has changed and what was sent is kept; run the same "
-            "command again later."
+            f"{_STEPS[step].format(repo=self.repo_id)}: {why}. Nothing visible has changed and "
+            "what was sent is kept; run the same command again later."
         )
 
 
@@ -731,51 +781,15 @@ _STEPS = {
 }
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from; huggingface_hub wraps those of uploads."""
-    following: BaseException | None = error
-    while following is not None:
-        yield following
-        following = following.__cause__ or following.__context__
-
-
-def _response(error: BaseException) -> Any:
-    """Return the Hub's answer that an error tells of, if any."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for each in _chain(error):
-        if isinstance(each, HfHubHTTPError):
-            return each.response
-    return None
-
-
-def _is_connection(error: BaseException) -> bool:
-    """Whether an error tells of the network."""
-    from httpx2 import HTTPError
-
-    return any(
-        isinstance(each, HTTPError | ConnectionError | TimeoutError) for each in _chain(error)
-    )
-
-
 def _retry_after_s(response: Any) -> float | None:
-    """Return the seconds an answer asks to wait, given as a number or as a date."""
+    """Return the seconds an answer asks to wait."""
     value = "" if response is None else response.headers.get("Retry-After", "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    return float(value) if value.isdigit() else None
 
 
-def _fingerprint(recipe: str | None) -> str | None:
+def _held(recipe: str | None) -> PinnedRecipe | None:
+    """Return the set that a repository's recipe.json speaks of; None where fgbg made none."""
     try:
-        value = json.loads(recipe or "")["fingerprint"]
-    except (ValueError, TypeError, KeyError):
+        return PinnedRecipe.from_json(recipe or "")
+    except RecipeError:
         return None
-    return str(value)

@@ -12,8 +12,9 @@ from PIL import Image
 from builder.pinned import DepthInfo, PinnedRecipe
 from builder.recipe import depth_grid
 from builder.record import DepthCodec, Record, Statistics, decode_image, encode_image, encode_mask
-from builder.release.access import Unreadable, open_image
+from builder.release.access import open_image
 from builder.schema import IMAGE_COLUMNS, MASK_ON
+from builder.untrusted import Unreadable
 
 Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.uint16]

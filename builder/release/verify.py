@@ -36,10 +36,8 @@ from builder.release.access import (
     Repo,
     Stored,
     Table,
-    Unreadable,
     open_image,
     open_place,
-    refusing,
     wrong_columns,
 )
 from builder.release.card import card_parts, card_text
@@ -47,7 +45,7 @@ from builder.release.preview import TABLE_FILE, TABLE_RECORDS
 from builder.release.record_check import RecordCheck
 from builder.schema import preview_columns, record_columns, source_columns
 from builder.sources import Source, SourceBank, uncredited
-from builder.untrusted import parse_json, printable, shown
+from builder.untrusted import Unreadable, parse_json, printable, refusing, shown
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
 _MAX_PER_CHECK = 1000

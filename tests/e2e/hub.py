@@ -353,7 +353,7 @@ class _Handler(BaseHTTPRequestHandler):
         if token not in (TOKEN, READ_TOKEN):
             self._refuse(401)
         elif token == READ_TOKEN and "create_pr" not in self.query:
-            self._refuse(403)
+            self._refuse(403, message="pass `create_pr=1` as a query parameter to create one")
         elif (kind, repo_id) not in self.hub.repos:
             self._refuse(404, "RepoNotFound")
         else:
@@ -522,7 +522,8 @@ class _Handler(BaseHTTPRequestHandler):
                 "upload": {"href": f"{self.hub.endpoint}/_lfs/{file['oid']}"},
                 "verify": {"href": f"{self.hub.endpoint}/_lfs/verify"},
             }
-            there = (self.hub.blobs / file["oid"]).is_file()
+            path = self.hub.blobs / file["oid"]
+            there = path.is_file() and path.stat().st_size == file["size"]
             objects.append(file if there else {**file, "actions": actions})
         self._json({"transfer": "basic", "objects": objects})
 

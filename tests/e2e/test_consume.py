@@ -159,8 +159,8 @@ for streaming in (False, True):
             assert key(got[name]) == key(whole[name]), name
 
 for source, error, text in (
-    ("ann/nothing", FgbgError, "'ann/nothing' is neither a folder here nor a dataset on the Hub"),
-    ("no/such/folder", FgbgError, "'no/such/folder' is neither a folder here nor a dataset"),
+    ("ann/nothing", FgbgError, "'ann/nothing' is neither a folder here nor on the Hub"),
+    ("no/such/folder", FgbgError, "'no/such/folder' is neither a folder here nor the id of a"),
     ("ann/other", NotABuildError, "'ann/other' was not made by fgbg: it has no recipe.json or no"),
 ):
     try:

@@ -40,7 +40,7 @@ def test_hub_model_is_pinned_to_its_commit(sources, tiny_model, tmp_path, monkey
         missing = fgbg(*command, "--depth-revision", "c" * 40, code=2)
         assert f"'ann/depth' has no revision '{'c' * 40}' on the Hub" in missing.stderr
         unknown = fgbg(*command[:-1], "ann/other", code=2)
-        assert "is neither a folder here nor a model on the Hub" in unknown.stderr
+        assert "is neither a folder here nor on the Hub" in unknown.stderr
         nonsense = fgbg(*command[:-1], "../x/y", code=2)
         assert "is neither a folder, a checkpoint file nor a Hub id" in nonsense.stderr
     # The server is gone; a pinned revision needs it no more.

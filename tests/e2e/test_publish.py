@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import io
 import json
 import os
@@ -48,10 +50,11 @@ def _no_viewer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What huggingface_hub would have slept between its own attempts; nobody sleeps here."""
+    """The pauses between attempts, huggingface_hub's and ours, for which nobody sleeps here."""
     slept: list[float] = []
     clock = types.SimpleNamespace(sleep=slept.append, time=lambda: 0.0)
     monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+    monkeypatch.setattr(importlib.import_module("builder.release.publish"), "time", clock)
     return slept
 
 
@@ -74,9 +77,8 @@ def make(sources: tuple[Path, Path], out: Path, form: str = "parquet", **recipe:
 
 
 def push(out: Path, hub: Hub, repo_id: str = REPO, **options: Any) -> Any:
-    """Push in this process without sleeping; `slept` takes the waits."""
-    slept = options.pop("slept", [])
-    return publish(out, repo_id, endpoint=hub.endpoint, sleep=slept.append, **options)
+    """Push in this process."""
+    return publish(out, repo_id, endpoint=hub.endpoint, **options)
 
 
 def start(out: Path, *options: str) -> subprocess.Popen[str]:
@@ -273,12 +275,11 @@ def test_a_push_killed_at_any_stage_resumes_and_sends_only_what_is_missing(small
     assert len(hub.repo(REPO).commits) == 2
 
 
-def test_two_publishers_of_different_sets_leave_one_of_them_whole(small, other, hub):
+def test_two_publishers_of_different_sets_leave_one_of_them_whole(small, other, hub, waits):
     """The second commits wholly while the first one's commit is on its way."""
     hub.fail("POST", "/commit/", lambda: push(other, hub))
-    slept: list[float] = []
-    assert push(small, hub, slept=slept).result == "published"
-    assert len(slept) == 1  # refused once with 412
+    assert push(small, hub).result == "published"
+    assert len(waits) == 1  # refused once with 412
     assert kept(hub.files(REPO)) == sent_set(small)
     assert len(hub.repo(REPO).commits) == 3
     for files in hub.repo(REPO).commits.values():  # never a mixture
@@ -333,20 +334,18 @@ PLACES = (
 )
 def test_what_passes_is_tried_again(small, hub, waits, status, where):
     hub.fail(*where, status, times=2)
-    slept: list[float] = []
-    assert push(small, hub, slept=slept).result == "published"
+    assert push(small, hub).result == "published"
     # By us, or by huggingface_hub itself. Files go up side by side, so both may fail at once.
-    assert len(slept) + len(waits) in ((1, 2) if where[0] == "PUT" else (2,))
-    assert all(0.5 <= wait <= 2 for wait in slept)
+    assert len(waits) in ((1, 2) if where[0] == "PUT" else (2,))
+    assert all(0.5 <= wait <= 2 for wait in waits)
     assert kept(hub.files(REPO)) == sent_set(small)
 
 
-def test_retry_after_is_honoured(small, hub):
-    slept: list[float] = []
+def test_retry_after_is_honoured(small, hub, waits):
     for seconds in ("7", "0"):
         hub.fail("POST", "/commit/", 429, headers={"Retry-After": seconds})
-    push(small, hub, slept=slept)
-    assert slept == [7, 0]
+    push(small, hub)
+    assert waits == [7, 0]
 
 
 @pytest.mark.parametrize(
@@ -366,25 +365,31 @@ def test_connections_that_break_or_crawl_do_no_harm(small, hub, waits, method, p
     assert sum("fgbg-dataset" in text for text in hub.repo(REPO).messages.values()) == 1
 
 
-def test_it_gives_up_with_one_sentence_and_the_next_run_ends_it(small, hub):
-    fault = hub.fail("POST", "/commit/", 503, times=100)
-    slept: list[float] = []
+def test_it_gives_up_with_one_sentence_and_the_next_run_ends_it(small, hub, waits):
+    fault = hub.fail("POST", "/commit/", 503, times=100, headers={"X-Error-Message": "In repair"})
     with pytest.raises(PublishFailedError) as raised:
-        push(small, hub, slept=slept)
+        push(small, hub)
     assert str(raised.value) == (
-        "the commit to ann/blobs could not be made: the Hub answered 503, 9 times. Nothing visible "
-        "has changed and what was sent is kept; run the same command again later."
+        "the commit to ann/blobs could not be made: the Hub answered 503 (In repair), 9 times. "
+        "Nothing visible has changed and what was sent is kept; run the same command again later."
     )
-    assert len(slept) == 8
-    assert sorted(slept[:6]) == slept[:6]  # each twice the one before, shortened by up to half
-    assert 20 < sum(slept) <= 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
+    assert len(waits) == 8
+    assert sorted(waits[:6]) == waits[:6]  # each twice the one before, shortened by up to half
+    assert 20 < sum(waits) <= 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
     fault.times = 0
     sent = len(hub.sent)
     assert push(small, hub).result == "published"
     assert len(hub.sent) == sent
 
 
-def test_each_status_has_its_own_bound(small, hub):
+def test_what_huggingface_hub_repeats_is_not_repeated_again(small, hub, waits):
+    hub.fail("POST", "/objects/batch", 503, times=100)
+    with pytest.raises(PublishFailedError, match=r"files could not be sent to ann/blobs: .* 503"):
+        push(small, hub)
+    assert len(waits) == 5  # its own
+
+
+def test_each_status_has_its_own_bound(small, hub, waits):
     """Four of each are more than any one bound, but none is passed."""
     for status in (408, 500, 502, 503, 504):
         hub.fail("POST", "/commit/", status, times=4)
@@ -393,7 +398,7 @@ def test_each_status_has_its_own_bound(small, hub):
 
 def test_a_wait_that_is_too_long_is_told(small, hub):
     hub.fail("POST", "/commit/", 429, headers={"Retry-After": "3600"})
-    with pytest.raises(PublishFailedError, match="answered 429, and asks to wait 60 minutes"):
+    with pytest.raises(PublishFailedError, match=r"answered 429 .*, and asks to wait 60 minutes"):
         push(small, hub)
 
 
@@ -403,15 +408,15 @@ def test_giving_up_is_exit_code_1(small, hub):
     stdout, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 1
     assert stdout == ""
-    assert "Error: ann/blobs could not be read: the Hub answered 503, 9 times." in stderr
+    assert "Error: ann/blobs could not be read: the Hub answered 503 (" in stderr
+    assert ", 9 times. Nothing visible has changed" in stderr
     assert "Traceback" not in stderr
 
 
-def test_a_hub_that_is_not_there_is_told(small, hub, unused_port: int):
-    slept: list[float] = []
+def test_a_hub_that_is_not_there_is_told(small, waits, unused_port: int):
     with pytest.raises(PublishFailedError, match="could not be read: no connection to http://127"):
-        publish(small, REPO, endpoint=f"http://127.0.0.1:{unused_port}", sleep=slept.append)
-    assert len(slept) == 6
+        publish(small, REPO, endpoint=f"http://127.0.0.1:{unused_port}", token=TOKEN)
+    assert len(waits) == 8
 
 
 @pytest.fixture
@@ -520,20 +525,47 @@ def test_files_that_a_gitignore_swallows_are_told(small, hub):
 
 
 def test_a_license_that_the_hub_does_not_know_is_told(small, hub):
-    with pytest.raises(
-        PublishError, match=r"(?s)the Hub does not take the set: .*license.* must be"
-    ):
+    with pytest.raises(PublishError, match=r"refuses the push to ann/blobs: .*license.* must be"):
         push(small, hub, license="bogus")
     assert hub.sent == []
     assert hub.repos == {}
 
 
-def test_who_may_not_write_is_told_how_to(small, hub):
+def test_a_refusal_says_what_the_hub_says_and_advises_where_the_cause_is_known(small, hub):
     assert "`hf auth login`" in refused(small, hub, token=False)
     hub.create(REPO)
     text = refused(small, hub, token=READ_TOKEN)
-    assert "your token may not write to ann/blobs" in text
-    assert "your token may not write to bob/blobs" in refused(small, hub, "bob/blobs")
+    assert "the Hub refuses the push to ann/blobs: pass `create_pr=1`" in text
+    assert "--create-pr opens a pull request" in text
+    text = refused(small, hub, "bob/blobs")  # no repository that a pull request could be made to
+    assert "the Hub refuses the push to bob/blobs: " in text
+    assert "--create-pr" not in text
+    limit = "Private repository storage limit reached, please upgrade your plan"
+    hub.fail("POST", "/preupload/", 403, headers={"X-Error-Message": limit})
+    assert refused(small, hub) == f"the Hub refuses the push to ann/blobs: {limit}."
+
+
+def test_a_branch_is_asked_for_once(small, hub):
+    hub.create(REPO)
+    push(small, hub, revision="v2")
+    made = [path for path in hub.paths if "/branch/" in path]
+    push(small, hub, revision="v2")
+    assert [path for path in hub.paths if "/branch/" in path] == made == [made[0]]
+
+
+def test_bytes_that_the_hub_stores_otherwise_are_sent_again_and_then_told(small, hub):
+    path = "data/train-00000-of-00003.parquet"
+    sha256 = hashlib.sha256((small / path).read_bytes()).hexdigest()
+
+    def damage() -> None:
+        (hub.blobs / sha256).write_bytes(b"other")
+
+    hub.fail("POST", "/commit/", damage)
+    assert push(small, hub).result == "published"  # sent anew, for the Hub then lacked it
+    hub.repos.clear()
+    hub.fail("POST", "/commit/", damage, times=9)
+    with pytest.raises(PublishFailedError, match=f"stores other bytes of {path} than were sent"):
+        push(small, hub)
 
 
 def test_what_is_unfinished_or_harmed_is_refused(small, hub, tmp_path):

@@ -670,7 +670,7 @@ def test_what_is_no_set_on_the_hub_is_told_in_one_sentence(hub, built, tmp_path,
     done = run("verify", "ann/empty", code=2)
     assert done.stderr == "Error: ann/empty on the Hub is not a set of fgbg: no recipe.json.\n"
     done = run("verify", "ann/other", code=2)
-    assert "ann/other is neither a folder here nor a data set on the Hub (or it is" in done.stderr
+    assert "ann/other is neither a folder here nor on the Hub, or it is private" in done.stderr
     done = run("verify", "ann/..", code=2)
     assert "ann/.. is neither" in done.stderr
     done = run("verify", "ann/empty", "--revision", "nowhere", code=2)
@@ -682,11 +682,11 @@ def test_what_is_no_set_on_the_hub_is_told_in_one_sentence(hub, built, tmp_path,
 def test_a_connection_that_breaks_is_not_taken_for_a_fault_of_the_set(hub, built, monkeypatch):
     hub.put_folder("ann/blobs", built)
     hub.fail("GET", "/api/datasets/ann/blobs/tree", 403, times=99)
-    with pytest.raises(FgbgError, match="ann/blobs cannot be read from the Hub"):
+    with pytest.raises(FgbgError, match="ann/blobs cannot be had from the Hub"):
         verify("ann/blobs")
     hub.faults.clear()
     hub.fail("GET", f"/resolve/.*/{TRAIN}", 403, times=99)
-    with pytest.raises(FgbgError, match="ann/blobs cannot be read from the Hub"):
+    with pytest.raises(FgbgError, match="ann/blobs cannot be had from the Hub"):
         verify("ann/blobs", sample=None)
-    with pytest.raises(FgbgError, match="ann/blobs cannot be read from the Hub"):
+    with pytest.raises(FgbgError, match="ann/blobs cannot be had from the Hub"):
         verify("ann/blobs", sample=119)
