@@ -152,7 +152,7 @@ def publish(
     _check_names(repo_id, config)
     out = on_this_machine(out)
     _verify(out, sample)
-    with _as_parquet(out) as folder:
+    with _as_parquet(out) as folder, _xet_as_it_was():
         hub = _Hub(repo_id, revision, create_pr, token, endpoint)
         push = _Push(folder, hub, private, config, license, commit_message)
         plan = push.plan(hub.state())
@@ -207,6 +207,18 @@ def _as_parquet(out: Path) -> Iterator[Path]:
         folder.mkdir()
         copy_as_parquet(out, folder)
         yield folder
+
+
+@contextmanager
+def _xet_as_it_was() -> Iterator[None]:
+    """Undo at the end that a Hub without Xet gets plain LFS: another one may have it."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def _verify(out: Path, sample: int | None) -> None:

@@ -105,6 +105,7 @@ class Hub:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.endpoint = ""
+        self.storage = ""  # where LFS files are sent to
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[tuple[str, str]] = []
         self.received_bytes = 0
@@ -112,7 +113,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self.blobs = folder / "blobs"
-        self.blobs.mkdir(parents=True)
+        self.blobs.mkdir(parents=True, exist_ok=True)
 
     @property
     def paths(self) -> list[str]:
@@ -519,7 +520,7 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for file in asked["objects"]:
             actions = {
-                "upload": {"href": f"{self.hub.endpoint}/_lfs/{file['oid']}"},
+                "upload": {"href": f"{self.hub.storage}/_lfs/{file['oid']}"},
                 "verify": {"href": f"{self.hub.endpoint}/_lfs/verify"},
             }
             path = self.hub.blobs / file["oid"]
@@ -667,11 +668,11 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Hub]:
+def serve(folder: Path, port: int = 0) -> Iterator[Hub]:
     """Serve an empty Hub whose files lie in a folder of its own."""
     hub = Hub(folder)
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": hub}))
+    hub.endpoint = hub.storage = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

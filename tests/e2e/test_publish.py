@@ -10,6 +10,7 @@ import os
 import pty
 import shutil
 import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,69 @@ def test_somebody_who_edits_the_card_meanwhile_is_not_overwritten(small, hub):
     card = hub.read(REPO, "README.md").decode()
     assert "Just now." in card
     assert "license: mit" in card
+
+
+_STORAGE = """
+import sys, time
+from pathlib import Path
+from tests.e2e.hub import serve
+
+with serve(Path(sys.argv[1]), int(sys.argv[2])):
+    print("ready", flush=True)
+    time.sleep(10**6)
+"""
+
+
+def start_storage(folder: Path, port: int) -> subprocess.Popen[str]:
+    """Serve LFS files in a process of its own, into the same folder as a Hub."""
+    command = [sys.executable, "-c", _STORAGE, str(folder), str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_storage_that_is_killed_amid_the_upload(small, hub, monkeypatch, unused_port, comes_back):
+    """The Hub's own LFS storage is another server; of several uploads at once all lose it."""
+    storage = start_storage(hub.folder, unused_port)
+    hub.storage = f"http://127.0.0.1:{unused_port}"
+    running = [storage]
+
+    def kill() -> None:
+        storage.kill()
+        storage.wait()
+
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if comes_back and len(slept) == 30 and len(running) == 1:
+            running.append(start_storage(hub.folder, unused_port))
+
+    clock = types.SimpleNamespace(sleep=sleep, time=lambda: 0.0)
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+    monkeypatch.setattr(importlib.import_module("builder.release.publish"), "time", clock)
+    hub.fail("POST", "/_lfs/verify", kill)
+    try:
+        if comes_back:
+            assert push(small, hub).result == "published"
+            assert kept(hub.files(REPO)) == sent_set(small)
+        else:
+            with pytest.raises(PublishFailedError, match="files could not be sent to ann/blobs: "):
+                push(small, hub)
+            assert hub.files(REPO) == {}
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def test_a_hub_without_xet_gets_plain_lfs(small, hub, monkeypatch, caplog):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    assert push(small, hub).result == "published"
+    assert kept(hub.files(REPO)) == sent_set(small)
+    assert "HF_HUB_DISABLE_XET=1" in caplog.text
 
 
 STATUSES = (408, 409, 412, 429, 500, 502, 503, 504)
