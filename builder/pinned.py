@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from builder.errors import RecipeError
 from builder.files import read_text
+from builder.hub import is_hub_id
 from builder.recipe import DEMO_DEPTH_MODEL, MAX_SIDE, MAX_TEXT, NO_DEPTH_MODEL, Recipe
 from builder.typed import Between, Matching, Text, check, decisive, read, refuse_newer
 from builder.untrusted import parse_json, printable, shown
@@ -35,7 +36,6 @@ _MAX_RECORDS = 2**62
 _MAX_STAGES = 999  # three digits in the names of files
 _MAX_SHARDS = 2_000_000  # their names are held in memory; 10^9 records at 1000 each need half
 _MAX_STORED = 65535  # 16 bits
-_REPO_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 _Side = Annotated[int, Between(1, MAX_SIDE)]
 _SourceSide = Annotated[int, Between(1, 2**31 - 1)]
@@ -283,7 +283,7 @@ class PinnedRecipe:
         The fingerprint, which does not depend on where the weights lie, stays the same.
         """
         name = str(self.recipe.depth_model)
-        on_hub = self.recipe.depth_revision and _REPO_ID.fullmatch(name)
+        on_hub = self.recipe.depth_revision and is_hub_id(name)
         if self.depth is None or name == DEMO_DEPTH_MODEL or on_hub:
             return self
         name = "./" + re.split(r"[\\/]", name.rstrip("\\/"))[-1]  # never mistaken for a Hub id
