@@ -2,154 +2,187 @@
 
 from __future__ import annotations
 
-import json
+import glob
 import os
-import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 from click.core import ParameterSource
-from tqdm import tqdm
 
 from builder import __version__
-from builder.depth import BACKENDS, DEVICES, Backend, Device
-from builder.errors import FgbgError, PublishError, RecipeMismatchError
+from builder.console import (
+    RESUME,
+    Command,
+    Group,
+    Say,
+    bar,
+    command_line,
+    duration,
+    python_text,
+    quoted,
+    say,
+    show,
+    silent,
+    size,
+    table,
+)
+from builder.depth import BACKENDS, DEVICES
+from builder.errors import PublishError, RecipeMismatchError
 from builder.finetune import finetune_command
 from builder.pinned import PinnedRecipe, load_recipe
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
 from builder.remote import Place, StorePath, on_this_machine, place
 from builder.sources import demo_folders
-from builder.typed import checked_fields
-from builder.untrusted import printable
+from builder.typed import Field, checked_fields
 
-Command = Callable[..., Any]
+Decorator = Callable[[Any], Any]
 
-_RESUME = "Finished shards are kept; the same command resumes."
 _MOST_LINES = 20  # of one kind of problem; --json has the others
-_RECIPE_FIELDS = [field.name for field in fields(Recipe)]
+_RECIPE_FIELDS = [field.name for field in checked_fields(Recipe)]
+_RUN_FIELDS = ("device", "backend", "batch_size")
+_ENGINE_FIELDS = ("engine", "address", "num_gpus_per_worker")
+
+_MAKE = cloup.Section("Make a set")
+_SHARE = cloup.Section("Check and publish it")
+_MODELS = cloup.Section("Depth models")
 
 
-class _Terminated(BaseException):
-    """SIGTERM."""
+@cloup.group(
+    cls=Group,
+    context_settings=cloup.Context.settings(
+        help_option_names=["-h", "--help"],
+        align_sections=True,
+        align_option_groups=False,
+        formatter_settings={"col1_max_width": 28},
+    ),
+)
+@cloup.version_option(__version__, prog_name="fgbg")
+def main() -> None:
+    """Make a Hugging Face dataset of composites, exact masks and depth from two folders."""
 
 
-def _terminate(_number: int, _frame: Any) -> None:
-    raise _Terminated
+def _command(section: cloup.Section, **settings: Any) -> Decorator:
+    """Make a function a command of `fgbg`, listed after the ones above it."""
+    return main.command(cls=Command, section=section, **settings)
 
 
-class _Group(click.Group):
-    """Turns our errors into one clear text on stderr and their exit code, in this one place."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        # As an exception, so that worker processes are ended and claims given back.
-        before = signal.signal(signal.SIGTERM, _terminate)
-        try:
-            return super().invoke(ctx)
-        except FgbgError as error:
-            message, code = str(error), error.exit_code
-        except OSError as error:
-            message, code = f"{error.filename or 'output'}: {error.strerror or error}", 1
-        except KeyboardInterrupt:
-            message, code = f"interrupted. {ctx.meta.get('resume', _RESUME)}", 130
-        except _Terminated:
-            message, code = f"terminated. {ctx.meta.get('resume', _RESUME)}", 143
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        click.secho("Error: ", fg="red", nl=False, err=True)
-        click.echo(_printable(message), err=True)
-        return ctx.exit(code)
+_json = cloup.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+_quiet = cloup.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+_license = cloup.option(
+    "--license", "license_", help="license of the set for its card, such as cc-by-4.0"
+)
+_revision = cloup.option("--revision", help="branch, tag or commit of REPO_ID")
 
 
-def _recipe_options(command: Command) -> Command:
-    """Add one option for every field of the recipe."""
-    defaults = Recipe()
-    for field in reversed(checked_fields(Recipe)):
-        name = field.name
-        flag = f"--{name.replace('_', '-')}"
-        default = getattr(defaults, name)
-        if bool in field.types:
-            flag += f"/--no-{name.replace('_', '-')}"
-        kind = click.Choice(field.choices) if field.choices else field.types[0]
-        text = meaning(name)
-        if name not in ("depth_input", "depth_revision"):
-            text += f"  [default: {default}]"
-        command = click.option(flag, name, type=kind, default=None, help=f"{text}")(command)
-    return click.option(
-        "--recipe",
-        "recipe_file",
-        type=click.Path(path_type=Path),
-        help="repeat a recipe.json; options given beside it win over it",
-    )(command)
+def _recipe_option(field: Field) -> Decorator:
+    """Return the option of a field of the recipe."""
+    flag = f"--{field.name.replace('_', '-')}"
+    if bool in field.types:
+        flag += f"/--no-{field.name.replace('_', '-')}"
+    kind: Any = click.Choice(field.choices) if field.choices else field.types[0]
+    # The default of some fields depends on others; their meaning says how.
+    default = None if type(None) in field.types else getattr(Recipe(), field.name)
+    return cloup.option(
+        flag, field.name, type=kind, default=default, show_default=True, help=meaning(field.name)
+    )
 
 
-def _run_options(command: Command) -> Command:
-    """Add the options that say how a build runs; none of them changes a record."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="print the result as JSON"),
-        click.option("--batch-size", type=click.IntRange(1), help="composites per model call"),
-        click.option(
-            "--backend", type=click.Choice(BACKENDS), default="auto", help="what runs the model"
-        ),
-        click.option(
-            "--device", type=click.Choice(DEVICES), default="auto", help="where the model runs"
-        ),
-        click.option(
-            "--workers", type=click.IntRange(1), help="processes  [default: cores, or 1 with a GPU]"
-        ),
-        click.option("--skip-bad", is_flag=True, help="go on without files that cannot be used"),
-        click.option("--demo", is_flag=True, help="use the bundled sources"),
-    ):
-        command = option(command)
+def _recipe_group(name: str) -> str:
+    """Return the heading that an option of the recipe stands under."""
+    if name in ("shard_records", "depth_precision") or name.endswith(("_format", "_quality")):
+        return "Files"
+    return "Depth" if name == "precision" or name.startswith("depth_") else "Records"
+
+
+def _recipe_options(command: Any) -> Any:
+    """Add one option for every field of the recipe, under three headings."""
+    for title in ("Files", "Depth", "Records"):
+        found = (field for field in checked_fields(Recipe) if _recipe_group(field.name) == title)
+        command = cloup.option_group(title, *map(_recipe_option, found))(command)
     return command
 
 
-def _engine_options(command: Command) -> Command:
-    """Add the options that say where workers run; none of them changes a record."""
-    for option in (
-        click.option(
-            "--num-gpus-per-worker",
-            type=click.FloatRange(0),
-            help="GPUs of a Ray worker, may be a fraction  [default: 1 where there are GPUs]",
-        ),
-        click.option(
-            "--address",
-            help="Ray cluster, auto or HOST:PORT  [default: RAY_ADDRESS, or one of this machine]",
-        ),
-        click.option(
-            "--engine",
-            type=click.Choice(["local", "ray"]),
-            default="local",
-            help="what runs the workers: this machine, or a Ray cluster  [default: local]",
-        ),
-    ):
-        command = option(command)
-    return command
+_recipe_file = cloup.option(
+    "--recipe",
+    "recipe_file",
+    type=click.Path(path_type=Path),
+    help="repeat a recipe.json; options given beside it win over it",
+)
+_demo = cloup.option("--demo", is_flag=True, help="use the bundled sources; give no source folders")
+_skip_bad = cloup.option("--skip-bad", is_flag=True, help="go on without files that cannot be used")
+_source_options = cloup.option_group("Sources", _demo, _skip_bad, _recipe_file)
+_run_options = cloup.option_group(
+    "How it runs (changes no record)",
+    cloup.option(
+        "--workers", type=click.IntRange(1), show_default="cores, or 1 with a GPU", help="processes"
+    ),
+    cloup.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default="auto",
+        show_default=True,
+        help="where the depth model runs",
+    ),
+    cloup.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
+        help="what runs the depth model",
+    ),
+    cloup.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        show_default="2, or 32 on a GPU",
+        help="composites per call of the depth model",
+    ),
+)
+_engine_options = cloup.option_group(
+    "Ray",
+    cloup.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="what runs the workers: this machine, or a Ray cluster",
+    ),
+    cloup.option(
+        "--address",
+        show_default="RAY_ADDRESS, or one of this machine",
+        help="Ray cluster: auto or HOST:PORT",
+    ),
+    cloup.option(
+        "--num-gpus-per-worker",
+        type=click.FloatRange(0),
+        show_default="1 where there are GPUs",
+        help="GPUs of a Ray worker; may be a fraction",
+    ),
+)
+_output_options = cloup.option_group("Output", _license, _json, _quiet)
 
 
-def _given(ctx: click.Context, values: dict[str, Any]) -> dict[str, Any]:
+def _given(ctx: click.Context) -> dict[str, Any]:
     """Return the fields of the recipe given on the command line."""
     return {
-        name: values[name]
+        name: ctx.params[name]
         for name in _RECIPE_FIELDS
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
 
 
-def _chosen_recipe(
-    ctx: click.Context, recipe_file: Path | None, values: dict[str, Any]
-) -> tuple[Recipe, Any]:
+def _chosen_recipe(ctx: click.Context) -> tuple[Recipe, PinnedRecipe | None]:
     """Make the recipe from a file and the options given on the command line."""
-    given = _given(ctx, values)
+    recipe_file: Path | None = ctx.params["recipe_file"]
     if recipe_file is None:
-        return Recipe(**given), None
+        return Recipe(**_given(ctx)), None
     recipe, pinned = load_recipe(recipe_file)
-    return replace(recipe, **given), pinned
+    return replace(recipe, **_given(ctx)), pinned
 
 
 def _folders(
@@ -172,108 +205,95 @@ def _folders(
     return foregrounds, backgrounds, folders[-1] if len(paths) == len(names) else None
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="fgbg")
-def main() -> None:
-    """Make a Hugging Face dataset of composites, exact masks and depth from two folders."""
+def _build_options(ctx: click.Context, values: dict[str, Any]) -> Any:
+    from builder.build import BuildOptions
+
+    if values["engine"] == "local" and (
+        values["address"] is not None or values["num_gpus_per_worker"] is not None
+    ):
+        raise click.UsageError("--address and --num-gpus-per-worker are for --engine ray.")
+    ctx.meta[RESUME] = "Finished shards are kept; the same command resumes."
+    return BuildOptions(
+        **{name: values[name] for name in (*_RUN_FIELDS, *_ENGINE_FIELDS)},
+        progress=not values["quiet"],
+        license=values["license_"],
+        resume=command_line(["fgbg", *sys.argv[1:]]),
+        shard_range=_shard_range(values.get("shard_range"), silent if values["quiet"] else say),
+    )
 
 
-@main.command()
-@click.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS OUT")
+@_command(_MAKE, aliases=["plan"])
+@cloup.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS")
+@_source_options
+@_recipe_options
+@_run_options
+@cloup.option_group("Output", _json)
+@click.pass_context
+def estimate(ctx: click.Context, /, paths: tuple[str, ...], **values: Any) -> None:
+    """Estimate the records, files, bytes and time of a build.
+
+    Takes the arguments of build; OUT may be left out, and nothing is written.
+    """
+    from builder.build import BuildOptions, forecast
+
+    foregrounds, backgrounds, _ = _folders(paths, values["demo"], with_out=False)
+    recipe, _ = _chosen_recipe(ctx)
+    dataset = _dataset(foregrounds, backgrounds, recipe, values["skip_bad"])
+    options = BuildOptions(**{name: values[name] for name in _RUN_FIELDS})
+    found = forecast(dataset.project, workers=values["workers"], options=options)
+    splits: list[tuple[object, ...]] = [("split", "records", "files")]
+    splits += [(name, f"{n:,}", f"{found.shards[name]:,}") for name, n in found.splits.items()]
+    splits.append(("total", f"{found.records:,}", f"{sum(found.shards.values()):,}"))
+    columns: list[tuple[object, ...]] = [("column", "size", "a record")]
+    columns += [(name, size(n), size(n / found.records)) for name, n in found.column_bytes.items()]
+    columns.append(("total", size(sum(found.column_bytes.values())), ""))
+    workers = "1 process" if found.workers == 1 else f"{found.workers} processes"
+    time_line = (
+        f"about {duration(found.seconds)} with {workers} "
+        f"({found.records / found.seconds:,.3g} records/s) and "
+        f"{size(found.memory_bytes)} of memory"
+    )
+    lines = [*table(splits), "", *table(columns), "", time_line]
+    show(asdict(found), lines, values["as_json"])
+
+
+@_command(_MAKE)
+@cloup.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS OUT")
+@_source_options
 @_recipe_options
 @_run_options
 @_engine_options
-@click.option("--license", "license_", help="license of the set for its card, such as cc-by-4.0")
-@click.option(
-    "--shard-range",
-    metavar="I/N",
-    help="make part I of N of the shards, beside other builds  [default: this SLURM array task's]",
-)
-@click.option("--extend", is_flag=True, help="add the records of new images to the finished OUT")
-@click.option("--finish", is_flag=True, help="put OUT together from shards made; needs OUT alone")
-@click.option("-q", "--quiet", is_flag=True, help="print nothing but errors")
+@_output_options
+@cloup.option("--shard-range", metavar="I/N", hidden=True, help="make part I of N of the shards")
+@cloup.option("--extend", "extend_", is_flag=True, hidden=True, help="see fgbg extend")
+@cloup.option("--finish", "finish_", is_flag=True, hidden=True, help="see fgbg finish")
 @click.pass_context
-def build(
-    ctx: click.Context,
-    /,
-    paths: tuple[str, ...],
-    recipe_file: Path | None,
-    demo: bool,
-    skip_bad: bool,
-    workers: int | None,
-    device: Device,
-    backend: Backend,
-    batch_size: int | None,
-    as_json: bool,
-    license_: str | None,
-    shard_range: str | None,
-    extend: bool,
-    finish: bool,
-    quiet: bool,
-    engine: Any,
-    address: str | None,
-    num_gpus_per_worker: float | None,
-    **values: Any,
-) -> None:
-    """Build a set from two folders of images into the folder OUT.
+def build(ctx: click.Context, /, paths: tuple[str, ...], **values: Any) -> None:
+    """Build a set from two folders of pictures.
 
-    FOREGROUNDS holds cut-outs with an alpha channel, BACKGROUNDS photographs. With --demo give
-    OUT alone. An interrupted build is resumed by the same command; several builds of the same
-    OUT share the work.
+    FOREGROUNDS holds cut-outs with an alpha channel, BACKGROUNDS photographs; the set is written
+    to the folder OUT. With --demo give OUT alone. An interrupted build is resumed by the same
+    command; several builds of the same OUT share the work.
     """
-    if extend and (finish or recipe_file is not None):
+    extend_, finish_ = values["extend_"], values["finish_"]
+    if extend_ and (finish_ or values["recipe_file"] is not None):
         raise click.UsageError(
             "--extend takes the recipe of OUT; give neither --recipe nor --finish."
         )
-    if finish:
+    if finish_:
         _only_finish(ctx)
-    if engine == "local" and (address is not None or num_gpus_per_worker is not None):
-        raise click.UsageError("--address and --num-gpus-per-worker are for --engine ray.")
-    from builder.build import BuildOptions
-
-    foregrounds, backgrounds, out = _folders(paths, demo or finish, with_out=True)
-    assert out is not None
-    began = time.perf_counter()
-    say = _silent if quiet else _say
-    options = BuildOptions(
-        device=device,
-        backend=backend,
-        batch_size=batch_size,
-        progress=not quiet,
-        license=license_,
-        engine=engine,
-        address=address,
-        num_gpus_per_worker=num_gpus_per_worker,
-        resume=shlex.join(["fgbg", *sys.argv[1:]]),
-        shard_range=None if finish else _shard_range(shard_range, say),
-    )
-    if isinstance(out, StorePath) and not out.probe():
-        say(
-            f"{out.scheme}:// cannot create an object unless it exists: run one build of {out} at "
-            "a time."
-        )
-    if finish:
-        from fgbg_dataset import finish_build
-
-        dataset: Any = finish_build(out, options=options)
-        _report_build(out, dataset, began, as_json, quiet)
+        _finish(place(paths[0]), values)
         return
-    recipe, pinned = _chosen_recipe(ctx, recipe_file, values)
+    foregrounds, backgrounds, out = _folders(paths, values["demo"], with_out=True)
+    assert out is not None
+    if extend_:
+        _extend(ctx, foregrounds, backgrounds, on_this_machine(out), values)
+        return
+    options = _build_options(ctx, values)
+    recipe, pinned = _chosen_recipe(ctx)
     earlier = pinned if pinned and pinned.stages else None
-    if extend:
-        from fgbg_dataset import earlier_set
-
-        earlier = earlier_set(on_this_machine(out))
-        recipe = replace(earlier.recipe, **_given(ctx, values))
-    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad, earlier)
-    say(f"Checking and preparing the images of {foregrounds} and {backgrounds} ...")
-    with tqdm(unit=" images", desc="sources", disable=True if quiet else None) as bar:
-        project = dataset.prepare(out, bar.update)
-    if pinned is not None and (lines := _input_differences(pinned, project.pinned)):
-        raise RecipeMismatchError(str(recipe_file), lines)
-    _report_sources(project, say)
-    dataset.download_and_prepare(out, file_format="parquet", num_proc=workers, options=options)
-    _report_build(out, dataset, began, as_json, quiet)
+    dataset = _dataset(foregrounds, backgrounds, recipe, values["skip_bad"], earlier)
+    _make(dataset, out, values, options)
 
 
 def _only_finish(ctx: click.Context) -> None:
@@ -281,7 +301,7 @@ def _only_finish(ctx: click.Context) -> None:
     given = [
         parameter.opts[0]
         for parameter in ctx.command.params
-        if parameter.name not in ("paths", "finish", "license_", "as_json", "quiet")
+        if parameter.name not in ("paths", "finish_", "license_", "as_json", "quiet")
         and ctx.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
     ]
     if given or len(ctx.params["paths"]) != 1:
@@ -290,7 +310,88 @@ def _only_finish(ctx: click.Context) -> None:
         )
 
 
-def _shard_range(text: str | None, say: Callable[[str], None]) -> Any:
+@_command(_MAKE)
+@cloup.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS OUT")
+@cloup.option_group("Sources", _demo, _skip_bad)
+@_run_options
+@_engine_options
+@_output_options
+@click.pass_context
+def extend(ctx: click.Context, /, paths: tuple[str, ...], **values: Any) -> None:
+    """Add the records of new pictures to a finished set.
+
+    The recipe is that of OUT. Files, record ids and splits that are there stay as they are, to
+    the byte. The folders may hold all pictures or only the new ones.
+    """
+    foregrounds, backgrounds, out = _folders(paths, values["demo"], with_out=True)
+    assert out is not None
+    _extend(ctx, foregrounds, backgrounds, on_this_machine(out), values)
+
+
+def _extend(
+    ctx: click.Context, foregrounds: Place, backgrounds: Place, out: Path, values: dict[str, Any]
+) -> None:
+    from fgbg_dataset import earlier_set
+
+    options = _build_options(ctx, values)
+    earlier = earlier_set(out)
+    given = _given(ctx) if ctx.command is build else {}
+    recipe = replace(earlier.recipe, **given)
+    dataset = _dataset(foregrounds, backgrounds, recipe, values["skip_bad"], earlier)
+    _make(dataset, out, values, options)
+
+
+def _make(dataset: Any, out: Place, values: dict[str, Any], options: Any) -> None:
+    """Build a set and report it."""
+    began = time.perf_counter()
+    report = silent if values["quiet"] else say
+    _warn_of_store(out, report)
+    report("Checking and preparing the pictures ...")
+    with bar("images", "sources", values["quiet"]) as progress:
+        project = dataset.prepare(out, progress.update)
+    if recipe_file := values.get("recipe_file"):
+        held = load_recipe(recipe_file)[1]
+        if lines := _input_differences(held, project.pinned):
+            raise RecipeMismatchError(str(recipe_file), lines)
+    _report_sources(project, report)
+    dataset.download_and_prepare(
+        out, file_format="parquet", num_proc=values["workers"], options=options
+    )
+    _report_build(out, dataset, began, values)
+
+
+@_command(_MAKE)
+@cloup.argument("out", type=place)
+@_output_options
+def finish(out: Place, **values: Any) -> None:
+    """Put a set together whose shards are all made.
+
+    Needs neither the pictures nor the depth model. A build does this by itself; this is for
+    builds on several machines, of which none saw the last shards of the others.
+    """
+    _finish(out, values)
+
+
+def _finish(out: Place, values: dict[str, Any]) -> None:
+    from builder.build import BuildOptions
+    from fgbg_dataset import finish_build
+
+    began = time.perf_counter()
+    _warn_of_store(out, silent if values["quiet"] else say)
+    options = BuildOptions(progress=not values["quiet"], license=values["license_"])
+    _report_build(out, finish_build(out, options=options), began, values)
+
+
+def _warn_of_store(out: Place, report: Say) -> None:
+    """Say where two builds of one set could disturb each other."""
+    if isinstance(out, StorePath) and not out.probe():
+        report(
+            f"{out.scheme}:// cannot create an object unless it exists: run one build of {out} at "
+            "a time."
+        )
+
+
+def _shard_range(text: str | None, report: Say) -> Any:
     """Return the part of the shards to make: as asked, else of this task of a SLURM array."""
     from builder.build import ShardRange
 
@@ -298,36 +399,8 @@ def _shard_range(text: str | None, say: Callable[[str], None]) -> Any:
         return ShardRange.parse(text)
     part = ShardRange.of_slurm_array(os.environ)
     if part is not None:
-        say(f"Task of a SLURM array: makes part {part} of the shards (--shard-range {part}).")
+        report(f"Task of a SLURM array: makes part {part} of the shards (--shard-range {part}).")
     return part
-
-
-def _report_build(out: Place, dataset: Any, began: float, as_json: bool, quiet: bool) -> None:
-    from builder.build import build_status
-
-    project, state = dataset.project, build_status(out)
-    result = {
-        "out": str(out),
-        "finished": state["finished"],
-        "records": dataset.plan.n_records,
-        "splits": {name: split.n_records for name, split in dataset.plan.splits.items()},
-        "size_bytes": dataset.info.dataset_size,
-        "fingerprint": project.pinned.fingerprint,
-        "skipped": [list(pair) for pair in project.pinned.skipped],
-        "duplicates": [list(group) for group in project.duplicates],
-        "seconds": round(time.perf_counter() - began, 3),
-    }
-    if as_json:
-        click.echo(json.dumps(result))
-    elif not quiet and not state["finished"]:
-        shards = state["splits"].values()
-        done, all_ = sum(s["shards_done"] for s in shards), sum(s["shards"] for s in shards)
-        click.echo(
-            f"This part is done; {done} of all {all_} shards are. The last build to end puts {out} "
-            f"together; else run: fgbg build --finish {shlex.quote(str(out))}"
-        )
-    elif not quiet:
-        _tell_result(out, result)
 
 
 def _dataset(
@@ -342,276 +415,258 @@ def _dataset(
     return FgbgDataset(foregrounds, backgrounds, recipe=recipe, skip_bad=skip_bad, earlier=earlier)
 
 
-def _say(text: str) -> None:
-    click.echo(_printable(text), err=True)
-
-
-def _printable(text: str) -> str:
-    """Return lines without what would steer the terminal; names and texts of others hold it."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def _silent(_text: str) -> None:
-    return
-
-
-def _input_differences(held: PinnedRecipe, asked: PinnedRecipe) -> list[str]:
-    """Return what makes the sources, or the weights, others than a repeated recipe names."""
+def _input_differences(held: PinnedRecipe | None, asked: PinnedRecipe) -> list[str]:
+    """Return how the sources, or the weights, differ from those a repeated recipe names."""
+    if held is None:
+        return []
     if asked.recipe.depth_model != held.recipe.depth_model:  # chosen on the command line
         asked = replace(asked, depth=held.depth)
     return held.input_differences(asked)
 
 
-def _report_sources(project: Any, say: Callable[[str], None]) -> None:
+def _report_sources(project: Any, report: Say) -> None:
     pinned = project.pinned
-    say(f"{len(pinned.foregrounds)} foregrounds, {len(pinned.backgrounds)} backgrounds.")
+    report(f"{len(pinned.foregrounds)} foregrounds, {len(pinned.backgrounds)} backgrounds.")
     for name, reason in pinned.skipped:
-        say(f"Left out: {name}: {reason}")
+        report(f"Left out: {name}: {reason}")
     for group in project.duplicates:
-        say(f"Same content: {', '.join(group)}. They stay in one split.")
+        report(f"Same content: {', '.join(group)}. They stay in one split.")
     if pinned.recipe.depth_model == DEMO_DEPTH_MODEL:
-        say(
-            "Depth by the small demo model that comes with this package: near and far, hardly "
-            "metres. For data to train on name another, for example --depth-model "
+        report(
+            "Depth comes from the small demo model of this package: near and far, hardly metres. "
+            "For data to train on name another, for example --depth-model "
             "depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf (Apache-2.0, metres)."
         )
 
 
-def _tell_result(out: Place, result: dict[str, Any]) -> None:
-    splits = ", ".join(f"{name} {records}" for name, records in result["splits"].items())
-    shown = printable(str(out))
-    click.echo(f"{result['records']} records in {shown} ({splits}), {_size(result['size_bytes'])}.")
-    click.echo(f"  card     {shown}/README.md")
-    click.echo(f"  samples  {shown}/assets/samples.png, {shown}/assets/preview.html")
-    if isinstance(out, StorePath):
-        click.echo(f'  use      load_dataset("parquet", data_files="{shown}/data/train-*")')
+def _report_build(out: Place, dataset: Any, began: float, values: dict[str, Any]) -> None:
+    from builder.build import build_status
+
+    project, state = dataset.project, build_status(out)
+    result = {
+        "out": str(out),
+        "finished": state["finished"],
+        "records": dataset.plan.n_records,
+        "splits": {name: split.n_records for name, split in dataset.plan.splits.items()},
+        "size_bytes": dataset.info.dataset_size,
+        "fingerprint": project.pinned.fingerprint,
+        "skipped": [list(pair) for pair in project.pinned.skipped],
+        "duplicates": [list(group) for group in project.duplicates],
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    if state["finished"]:
+        lines = _result_lines(out, result)
     else:
-        click.echo(f'  use      load_dataset("{shown}", split="train")')
+        shards = state["splits"].values()
+        done, all_ = sum(s["shards_done"] for s in shards), sum(s["shards"] for s in shards)
+        lines = [f"This part is done; {done} of all {all_} shards are. The last build to end puts"]
+        lines[0] += f" {out} together; otherwise run: fgbg finish {quoted(out)}"
+    if values["as_json"] or not values["quiet"]:
+        show(result, lines, values["as_json"])
 
 
-def _size(size_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.4g} TB"
+def _result_lines(out: Place, result: dict[str, Any]) -> list[str]:
+    splits = ", ".join(f"{name} {records}" for name, records in result["splits"].items())
+    return [
+        f"{result['records']} records in {out} ({splits}), {size(result['size_bytes'])}.",
+        f"  card     {out}/README.md",
+        f"  samples  {out}/assets/samples.png, {out}/assets/preview.html",
+        f"  use      {_load_line(out)}",
+    ]
 
 
-@main.command()
-@click.argument("paths", nargs=-1, metavar="FOREGROUNDS BACKGROUNDS [OUT]")
-@_recipe_options
-@_run_options
-@click.pass_context
-def plan(
-    ctx: click.Context,
-    /,
-    paths: tuple[str, ...],
-    recipe_file: Path | None,
-    demo: bool,
-    skip_bad: bool,
-    workers: int | None,
-    device: Device,
-    backend: Backend,
-    batch_size: int | None,
-    as_json: bool,
-    **values: Any,
-) -> None:
-    """Say what a build would make: records, files, bytes, time. Takes the arguments of build."""
-    from builder.build import BuildOptions, forecast
+def _load_line(out: Place) -> str:
+    """Return the Python that loads a set, to be pasted.
 
-    foregrounds, backgrounds, _ = _folders(paths, demo, with_out=False)
-    recipe, _ = _chosen_recipe(ctx, recipe_file, values)
-    dataset = _dataset(foregrounds, backgrounds, recipe, skip_bad)
-    options = BuildOptions(device=device, backend=backend, batch_size=batch_size)
-    estimate = forecast(dataset.project, workers=workers, options=options)
-    if as_json:
-        click.echo(json.dumps(asdict(estimate)))
-        return
-    click.echo(f"{'split':<20}{'records':>14}{'files':>8}")
-    for name, records in estimate.splits.items():
-        click.echo(f"{name:<20}{records:>14}{estimate.shards[name]:>8}")
-    click.echo(f"{'total':<20}{estimate.records:>14}{sum(estimate.shards.values()):>8}\n")
-    for column, size_bytes in estimate.column_bytes.items():
-        per_record = size_bytes / estimate.records
-        click.echo(f"{column:<20}{_size(size_bytes):>14}{_size(per_record):>12} a record")
-    click.echo(f"{'total':<20}{_size(sum(estimate.column_bytes.values())):>14}\n")
-    click.echo(
-        f"about {_duration(estimate.seconds)} with {estimate.workers} "
-        f"{'process' if estimate.workers == 1 else 'processes'} "
-        f"({estimate.records / estimate.seconds:.3g} records/s) and "
-        f"{_size(estimate.memory_bytes)} of memory"
-    )
+    `load_dataset` takes a folder's name for a pattern, so one with such characters is loaded by
+    its files.
+    """
+    text = str(out)
+    if isinstance(out, StorePath) or glob.has_magic(text):
+        pattern = text if isinstance(out, StorePath) else glob.escape(text)
+        return (
+            f'load_dataset("parquet", data_files={python_text(f"{pattern}/data/train-*")}, '
+            'split="train")'
+        )
+    return f'load_dataset({python_text(text)}, split="train")'
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
-@main.command()
-@click.argument("out", type=place)
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_command(_MAKE)
+@cloup.argument("out", type=place)
+@_json
 def status(out: Place, as_json: bool) -> None:
-    """Say how far the build of OUT is."""
+    """Report how far the build of OUT is."""
     from builder.build import build_status
 
     result = build_status(out)
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    click.echo(f"{'split':<20}{'records':>22}{'files':>16}")
+    rows: list[tuple[object, ...]] = [("split", "records", "files")]
     for name, split in result["splits"].items():
-        records = f"{split['records_done']} of {split['records']}"
-        shards = f"{split['shards_done']} of {split['shards']}"
-        click.echo(f"{name:<20}{records:>22}{shards:>16}")
+        records = f"{split['records_done']:,} of {split['records']:,}"
+        rows.append((name, records, f"{split['shards_done']:,} of {split['shards']:,}"))
     share = result["records_done"] / result["records"]
     state = "finished" if result["finished"] else f"{share:.1%} done; run the build again to go on"
-    click.echo(_printable(f"{out}: {state}"))
+    show(result, [*table(rows), f"{out}: {state}"], as_json)
 
 
-@main.command()
-@click.argument("out", type=on_this_machine)
-@click.option("--license", "license_", help="license of the set, such as cc-by-4.0")
-@click.option("--title", help="heading of the card")
-def card(out: Path, license_: str | None, title: str | None) -> None:
-    """Write README.md of the finished build OUT again."""
-    from builder.release import write_card
-
-    click.echo(_printable(str(write_card(out, license=license_, title=title))))
-
-
-@main.command()
-@click.argument("out", type=on_this_machine)
-def preview(out: Path) -> None:
-    """Make the sample sheet and the preview page of the finished build OUT again."""
-    from builder.release import write_preview
-
-    for path in write_preview(out):
-        click.echo(_printable(str(path)))
-
-
-@main.command("verify")
-@click.argument("target", metavar="OUT|REPO_ID")
-@click.option("--all", "everything", is_flag=True, help="check every record")
-@click.option(
-    "--sample", type=click.IntRange(1), help="number of records to check  [default: 1000]"
+@_command(_SHARE, name="verify")
+@cloup.argument("target", metavar="OUT|REPO_ID")
+@cloup.option("--all", "everything", is_flag=True, help="check every record")
+@cloup.option(
+    "--sample",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="number of records to check",
 )
-@click.option("--revision", help="branch, tag or commit of REPO_ID")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_revision
+@_json
+@_quiet
 @click.pass_context
 def verify_(
     ctx: click.Context,
     target: str,
     everything: bool,
-    sample: int | None,
+    sample: int,
     revision: str | None,
     as_json: bool,
+    quiet: bool,
 ) -> None:
-    """Check a finished build OUT, or one published as REPO_ID, against its own recipe.
+    """Check a finished set against its own recipe.
 
-    Files, sources, statistics and card are checked whole, records by composing them again.
+    OUT is a folder, REPO_ID a set on the Hub. Files, sources, statistics and card are checked
+    whole, records by composing them again. The exit code is 1 if anything is wrong.
     """
     from builder.release import verify
 
-    if everything and sample is not None:
+    if everything and ctx.get_parameter_source("sample") is ParameterSource.COMMANDLINE:
         raise click.UsageError("give either --all or --sample.")
-    with tqdm(unit=" records", desc="verify", disable=None) as bar:
+    with bar("records", "verify", quiet) as progress:
         report = verify(
             target,
-            sample=None if everything else sample or 1000,
+            sample=None if everything else sample,
             revision=revision,
-            progress=bar.update,
+            progress=progress.update,
         )
-    if as_json:
-        click.echo(json.dumps(report.to_json()))
-    else:
-        click.echo("\n".join(report.lines(_MOST_LINES)))
+    if as_json or not quiet:
+        show(report.to_json(), report.lines(_MOST_LINES), as_json)
     ctx.exit(0 if report.ok else 1)
 
 
-@main.command()
-@click.argument("out", type=on_this_machine)
-@click.argument("repo_id")
-@click.option("--private", is_flag=True, help="make a new repository private")
-@click.option("--revision", help="branch to push to, made if it is missing  [default: main]")
-@click.option(
-    "--create-pr", is_flag=True, help="open a pull request instead of changing the branch"
+@_command(_SHARE)
+@cloup.argument("out", type=on_this_machine)
+@_license
+@cloup.option("--title", help="heading of the card")
+def card(out: Path, license_: str | None, title: str | None) -> None:
+    """Write the card (README.md) of a finished set again."""
+    from builder.release import write_card
+
+    path = str(write_card(out, license=license_, title=title))
+    show(path, path, as_json=False)
+
+
+@_command(_SHARE)
+@cloup.argument("out", type=on_this_machine)
+def preview(out: Path) -> None:
+    """Make the sample sheet and preview page again."""
+    from builder.release import write_preview
+
+    paths = [str(path) for path in write_preview(out)]
+    show(paths, paths, as_json=False)
+
+
+@_command(_SHARE)
+@cloup.argument("out", type=on_this_machine)
+@cloup.argument("repo_id")
+@cloup.option_group(
+    "Where to",
+    cloup.option("--private", is_flag=True, help="make a new repository private"),
+    cloup.option(
+        "--revision", show_default="main", help="branch to push to, made if it is missing"
+    ),
+    cloup.option(
+        "--create-pr", is_flag=True, help="open a pull request instead of changing the branch"
+    ),
 )
-@click.option("--config", help="name of the records' config  [default: what the card says]")
-@click.option("--license", "license_", help="license of the set, such as cc-by-4.0")
-@click.option("--commit-message", help="first line of the commit")
-@click.option("--dry-run", is_flag=True, help="say what would be sent, and send nothing")
-@click.option("--yes", is_flag=True, help="send without asking")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@cloup.option_group(
+    "What",
+    cloup.option("--config", show_default="what the card says", help="name of the records' config"),
+    _license,
+    cloup.option("--commit-message", help="first line of the commit"),
+)
+@cloup.option_group(
+    "How",
+    cloup.option("--dry-run", is_flag=True, help="print what would be sent, and send nothing"),
+    cloup.option("--yes", "-y", is_flag=True, help="send without asking"),
+    _json,
+    _quiet,
+)
+@click.pass_context
 def push(
+    ctx: click.Context,
+    /,
     out: Path,
     repo_id: str,
-    private: bool,
-    revision: str | None,
-    create_pr: bool,
-    config: str | None,
     license_: str | None,
-    commit_message: str | None,
     dry_run: bool,
     yes: bool,
     as_json: bool,
+    quiet: bool,
+    private: bool,
+    **where: Any,
 ) -> None:
-    """Publish the finished build OUT as the dataset REPO_ID (NAMESPACE/NAME) on the Hub.
+    """Publish a finished set on the Hub as REPO_ID.
 
-    One commit makes everything visible. Interrupted and repeated, it sends only what is missing.
+    REPO_ID is NAMESPACE/NAME. One commit makes everything visible. Interrupted and repeated, it
+    sends only what is missing.
     """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from builder.release import PushPlan, publish
 
+    report = silent if quiet else say
+    ctx.meta[RESUME] = "What was sent is kept; the same command goes on."
+
     def approve(plan: PushPlan) -> bool:
-        _tell_plan(out, plan)
+        if not quiet or not yes:  # nobody agrees to what is not shown
+            _show_plan(out, plan)
         return not dry_run and (yes or not (plan.send or plan.delete) or _confirmed())
 
     disable_progress_bars()  # one of ours, over all files, instead of one a file
-    _say(f"Verifying {out} ...")
+    report(f"Verifying {out} ...")
     done = publish(
         out,
         repo_id,
         private=private or None,
-        revision=revision,
-        create_pr=create_pr,
-        config=config,
         license=license_,
-        commit_message=commit_message,
         approve=approve,
-        progress=True,
+        progress=not quiet,
+        **where,
     )
-    if as_json:
-        click.echo(json.dumps(asdict(done)))
-    elif done.result == "published":
-        click.echo(f"Published: {done.pr_url or done.commit_url}")
-    elif done.result == "unchanged":
-        click.echo(f"Nothing to do: the set is at {done.commit_url} as it is here.")
-    else:
-        click.echo("Nothing was sent.")
+    text = {
+        "published": f"Published: {done.pr_url or done.commit_url}",
+        "unchanged": f"Nothing to do: the set is at {done.commit_url} as it is here.",
+    }.get(done.result, "Nothing was sent.")
+    if as_json or not quiet:
+        show(asdict(done), text, as_json)
 
 
-def _tell_plan(out: Path, plan: Any) -> None:
+def _show_plan(out: Path, plan: Any) -> None:
     visible = {True: "private", False: "public", None: "as your account makes new ones"}
     state = "" if plan.exists else "new, "
-    total, left = sum(plan.files.values()), sum(plan.send.values())
     goal = f"a pull request to {plan.revision}" if plan.create_pr else plan.revision
-    _say(f"{plan.records:,} records of {out}")
-    _say(f"  to        {plan.url} ({goal})")
-    _say(f"  visible   {state}{visible[plan.private]}")
-    _say(f"  license   {plan.license or 'none'}")
-    _say(f"  config    {plan.config}")
-    _say(f"  set       {len(plan.files)} files, {_size(total)}")
-    _say(f"  send      {len(plan.send)} files, {_size(left)}")
+    say(f"{plan.records:,} records of {out}")
+    say(f"  to        {plan.url} ({goal})")
+    say(f"  visible   {state}{visible[plan.private]}")
+    say(f"  license   {plan.license or 'none'}")
+    say(f"  config    {plan.config}")
+    say(f"  set       {len(plan.files)} files, {size(sum(plan.files.values()))}")
+    say(f"  send      {len(plan.send)} files, {size(sum(plan.send.values()))}")
     for path in plan.delete[:10]:
-        _say(f"  delete    {path}")
+        say(f"  delete    {path}")
     if len(plan.delete) > 10:
-        _say(f"  delete    ... {len(plan.delete)} files of the earlier set in all")
+        say(f"  delete    ... {len(plan.delete)} files of the earlier set in all")
     for warning in plan.warnings:
-        _say(f"  note      {warning}")
+        say(f"  note      {warning}")
 
 
 def _confirmed() -> bool:
@@ -622,51 +677,62 @@ def _confirmed() -> bool:
     return click.confirm("Send it?", err=True)
 
 
-@main.command("convert-depth")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out_dir", type=click.Path(path_type=Path))
-@click.option(
+@_command(_MODELS, name="convert-depth")
+@cloup.argument("checkpoint", type=click.Path(path_type=Path))
+@cloup.argument("out", metavar="OUT_DIR", type=click.Path(path_type=Path))
+@cloup.option(
     "--aligned/--half-pixel",
     default=True,
-    help="how bilinear upsampling places pixels; no file says it  [default: aligned]",
+    show_default=True,
+    help="how bilinear upsampling places pixels; no file says it",
 )
-@click.option("--max-depth", default=10.0, help="farthest depth in m; 80 for KITTI  [default: 10]")
-@click.option(
+@cloup.option(
+    "--max-depth",
+    default=10.0,
+    show_default=True,
+    help="farthest depth in m; 80 for KITTI",
+)
+@cloup.option(
     "--leaky-between/--no-leaky-between",
     default=None,
-    help="LeakyReLU between the convolutions of an up-step  [default: what the file says]",
+    show_default="what the file says",
+    help="LeakyReLU between the convolutions of an up-step",
 )
-@click.option(
+@cloup.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
-    help="of the weights written  [default: float32]",
+    show_default=True,
+    help="of the weights written",
 )
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@_json
 def convert_depth(
     checkpoint: Path,
-    out_dir: Path,
+    out: Path,
     aligned: bool,
     max_depth: float,
     leaky_between: bool | None,
     dtype: Any,
     as_json: bool,
 ) -> None:
-    """Convert a DenseDepth checkpoint (Keras .h5, PyTorch) to a Transformers model in OUT_DIR."""
+    """Convert a DenseDepth checkpoint to Transformers.
+
+    CHECKPOINT is a Keras .h5 or PyTorch file; the model is written to the folder OUT_DIR.
+    """
     from builder.depth.densedepth.convert_densedepth import convert
 
     done = convert(
         checkpoint,
-        out_dir,
+        out,
         align_corners=aligned,
         max_depth=max_depth,
         leaky_between_convs=leaky_between,
         dtype=dtype,
     )
     if done.leaky_assumed:
-        _say(
+        say(
             "The file does not say whether there is a LeakyReLU between the convolutions of an "
-            "up-step; taken is none, as before 2019-03-11. See --leaky-between."
+            "up-step; none is assumed, as before 2019-03-11. See --leaky-between."
         )
     result = {
         "out": str(done.folder),
@@ -679,11 +745,7 @@ def convert_depth(
         "max_depth": done.config.max_depth,
         "dtype": done.dtype,
     }
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    for name, value in result.items():
-        click.echo(f"{name:<22}{value}")
+    show(result, [f"{name:<22}{value}" for name, value in result.items()], as_json)
 
 
-main.add_command(finetune_command)
+main.add_command(finetune_command, section=_MODELS)

@@ -79,8 +79,8 @@ class RecipeMismatchError(FgbgError):
         lines = "\n".join(f"  {difference}" for difference in self.differences)
         super().__init__(
             f"{out} holds a set made differently:\n{lines}\n"
-            "Choose another output folder, repeat the earlier recipe with --recipe, add new images "
-            "to a finished set with --extend, or delete the folder to start again."
+            "Choose another output folder, repeat the earlier recipe with --recipe, add new "
+            "pictures to a finished set with fgbg extend, or delete the folder to start again."
         )
 
     def __reduce__(self) -> tuple[type[RecipeMismatchError], tuple[str, list[str]]]:

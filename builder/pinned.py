@@ -207,8 +207,12 @@ class PinnedRecipe:
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _check_files(self) -> None:
-        """Refuse a set of more files than anybody builds, before a list of them is made."""
+    def check_files(self) -> None:
+        """Refuse a set of more files than anybody builds, before a list of them is made.
+
+        Raises:
+            RecipeError: it has more.
+        """
         if (shards := self.n_records // self.recipe.shard_records) > _MAX_SHARDS:
             raise RecipeError(
                 f"{shards} files are more than the {_MAX_SHARDS} allowed; raise shard_records."
@@ -220,7 +224,7 @@ class PinnedRecipe:
         Raises:
             RecipeError: a set of so many files, or a file of so many sources, is not built.
         """
-        self._check_files()
+        self.check_files()
         content = {
             "format": RECIPE_FORMAT,
             "fingerprint": self.fingerprint,
@@ -260,7 +264,7 @@ class PinnedRecipe:
                 skipped=tuple((printable(a), printable(b)) for a, b in content["skipped"]),
                 stages=tuple((n_fg, n_bg) for n_fg, n_bg in content.get("stages", ())),
             )
-            pinned._check_files()
+            pinned.check_files()
             if content["fingerprint"] != pinned.fingerprint:
                 raise RecipeError("its fingerprint does not fit its content; it was edited.")
         except RecipeError as error:

@@ -93,7 +93,10 @@ def _options(command: click.Command, context: click.Context) -> list[tuple[str, 
         if isinstance(option, click.Option) and not option.hidden
     ]
     return [
-        (f"`{flags.replace(' RANGE', '')}`", " ".join(re.sub(r"\[x[<>].*?\]", "", text).split()))
+        (
+            f"`{flags.replace(' RANGE', '')}`",
+            " ".join(re.sub(r"\[x[<>].*?\]|; x>=\d+", "", text).split()),
+        )
         for flags, text in filter(None, records)
     ]
 

@@ -53,7 +53,9 @@ def forecast(
 
     Raises:
         DepthModelError: the depth model cannot be loaded.
+        RecipeError: no build makes so many files.
     """
+    project.pinned.check_files()
     options = options or BuildOptions()
     plan = Plan(project.pinned)
     workers = workers or default_workers(project.model, options.device)

@@ -43,7 +43,7 @@ def held_out(out: Path) -> dict[str, bool]:
 def test_new_images_make_new_records_and_nothing_else_changes(small, copy, sources, tmp_path):
     before, old_splits = data_of(copy), held_out(copy)
     assert len(load_dataset(str(copy), split="all")) == 3 * 4 * 6
-    done = fgbg("build", *sources, copy, "--extend", "--workers", "1", "--json")
+    done = fgbg("extend", *sources, copy, "--workers", "1", "--json")
     result = json.loads(done.stdout)
     assert (result["finished"], result["records"]) == (True, 4 * 5 * 6)
     after = data_of(copy)
@@ -81,7 +81,7 @@ def test_extended_twice_once_with_a_folder_of_new_images_alone(copy, tmp_path):
     assert builder.plan.n_records == 4 * 5 * 6
     before = data_of(copy)
     scene(51, 90, 90).save(new["bg"] / "fresher.jpg")
-    fgbg("build", new["fg"], new["bg"], copy, "--extend", "--workers", "1", "-q")
+    fgbg("extend", new["fg"], new["bg"], copy, "--workers", "1", "-q")
     after = data_of(copy)
     assert before.items() <= after.items()
     assert {name.split("-")[1] for name in after.keys() - before.keys()} == {"x002"}
@@ -122,13 +122,13 @@ def test_what_can_not_be_extended_is_refused(copy, sources, tmp_path):
     before = files_of(copy)
     other = Path(shutil.copytree(sources[1], tmp_path / "bg"))
     scene(77, 90, 90).save(other / "scene1.jpg")
-    done = fgbg("build", sources[0], other, copy, "--extend", code=2)
+    done = fgbg("extend", sources[0], other, copy, code=2)
     assert "  backgrounds: the file of scene1 has changed\n" in done.stderr
     done = fgbg("build", *sources, copy, "--extend", "--placements", "4", code=2)
     assert "  placements is 3, asked for is 4\n" in done.stderr
     done = fgbg("build", *sources, copy, *OPTIONS, "--depth-model", "none", code=2)
     assert "  foregrounds: blob3 is new\n" in done.stderr  # without --extend
-    assert "--extend" in done.stderr
+    assert "fgbg extend" in done.stderr
     done = fgbg("build", *sources, tmp_path / "none", "--extend", code=2)
     assert "none is not a finished build of fgbg: it has no recipe.json." in done.stderr
     assert files_of(copy) == before

@@ -1,4 +1,4 @@
-"""`fgbg plan` says what a build takes; compared with what builds took."""
+"""`fgbg estimate` says what a build takes; compared with what builds took."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def resident_bytes(session: int) -> int:
 
 
 def compare(out: Path, *arguments: str) -> None:
-    told = json.loads(fgbg("plan", *arguments, "--json").stdout)
+    told = json.loads(fgbg("estimate", *arguments, "--json").stdout)
     cpu_seconds, memory_bytes = measured(out, *arguments)
     for name, found in (("cpu_seconds", cpu_seconds), ("memory_bytes", memory_bytes)):
         assert 1 / 1.5 < found / told[name] < 1.5, f"{name}: {told[name]} told, {found} found"

@@ -71,7 +71,7 @@ def test_finish_needs_neither_sources_nor_model_and_checks_every_shard(
     harmed.write_bytes(whole)
     refused = fgbg("build", "--finish", out, "--size", "96", "--shard-range", "1/2", code=2)
     assert "--finish takes OUT alone, without --size, --shard-range." in refused.stderr
-    told = json.loads(fgbg("build", "--finish", out, "--json").stdout)
+    told = json.loads(fgbg("finish", out, "--json").stdout)
     assert (told["finished"], told["records"]) == (True, 120)
     assert json.loads(fgbg("build", "--finish", out, "--json").stdout)["finished"] is True
     for path in built.glob("data/*"):  # the recipe in their metadata names another model folder

@@ -65,8 +65,8 @@ def test_commands_and_options_in_the_pages_exist():
         assert set(re.findall(r"--[a-z][a-z-]*", rest.split("#")[0])) <= flags, (name, rest)
 
 
-def test_every_recipe_field_is_an_option_of_build_and_plan():
-    for command in ("build", "plan"):
+def test_every_recipe_field_is_an_option_of_build_and_estimate():
+    for command in ("build", "estimate", "plan"):
         result = CliRunner().invoke(main, [command, "--help"])
         assert result.exit_code == 0
         for field in fields(Recipe):

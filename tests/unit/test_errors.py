@@ -76,8 +76,8 @@ def test_a_mismatch_names_the_folder_the_differences_and_the_ways_out() -> None:
         "out holds a set made differently:\n"
         "  seed is 0, asked for is 1\n"
         "  x\n"
-        "Choose another output folder, repeat the earlier recipe with --recipe, add new images to "
-        "a finished set with --extend, or delete the folder to start again."
+        "Choose another output folder, repeat the earlier recipe with --recipe, add new pictures "
+        "to a finished set with fgbg extend, or delete the folder to start again."
     )
 
 
