@@ -33,7 +33,7 @@ from builder.console import (
     table,
 )
 from builder.depth import BACKENDS, DEVICES
-from builder.errors import PublishError, RecipeMismatchError
+from builder.errors import PublishError, RecipeMismatchError, summarized
 from builder.finetune import finetune_command
 from builder.pinned import PinnedRecipe, load_recipe
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
@@ -427,7 +427,7 @@ def _input_differences(held: PinnedRecipe | None, asked: PinnedRecipe) -> list[s
 def _report_sources(project: Any, report: Say) -> None:
     pinned = project.pinned
     report(f"{len(pinned.foregrounds)} foregrounds, {len(pinned.backgrounds)} backgrounds.")
-    for name, reason in pinned.skipped:
+    for name, reason in summarized(pinned.skipped):
         report(f"Left out: {name}: {reason}")
     for group in project.duplicates:
         report(f"Same content: {', '.join(group)}. They stay in one split.")

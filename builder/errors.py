@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,30 @@ _REMEDIES = {
 }
 
 
+_MOST_FILES = 20  # listed by name for one and the same reason
+
+
+def summarized(problems: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return files and reasons for people: of many files with one reason, some and their number.
+
+    A folder of pictures may hold a sound file beside each; a thousand lines about them would hide
+    the one picture that is damaged.
+    """
+    n_files = Counter(reason for _, reason in problems)
+    shown: Counter[str] = Counter()
+    lines = []
+    for name, reason in problems:
+        shown[reason] += 1
+        if shown[reason] <= _MOST_FILES:
+            lines.append((name, reason))
+    more = {reason: n - _MOST_FILES for reason, n in n_files.items() if n > _MOST_FILES}
+    return lines + [(f"and {n} more {_files(n)}", reason) for reason, n in more.items()]
+
+
+def _files(n: int) -> str:
+    return "file" if n == 1 else "files"
+
+
 class FgbgError(Exception):
     """Base of all errors that are told to the user as one clear text, without a traceback."""
 
@@ -40,12 +65,15 @@ class FgbgError(Exception):
 
 
 class BadSourcesError(FgbgError):
-    """Source files that cannot be used, listed together before any work starts."""
+    """Source files that cannot be used, listed together before any work starts.
+
+    `problems` has (file, reason) of each; the text summarizes where one reason has many files.
+    """
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
         self.problems = list(problems)
         files = "1 source" if len(problems) == 1 else f"{len(problems)} sources"
-        lines = "\n".join(f"  {name}: {reason}" for name, reason in self.problems)
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in summarized(problems))
         super().__init__(
             f"{files} cannot be used:\n{lines}\n"
             "Mend or remove these files, or go on without them with --skip-bad (skip_bad=True)."

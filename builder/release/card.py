@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from builder.errors import CardError
+from builder.errors import CardError, summarized
 from builder.files import write_text
 from builder.layout import (
     ARROW_PREFIX,
@@ -302,7 +302,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
         ],
         "credits": listed[:_MAX_CREDITS],
         "more_credits": max(0, len(listed) - _MAX_CREDITS),
-        "skipped": [(_cell(name), _cell(reason)) for name, reason in pinned.skipped],
+        "skipped": [(_cell(name), _cell(reason)) for name, reason in summarized(pinned.skipped)],
     }
 
 

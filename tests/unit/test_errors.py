@@ -26,6 +26,7 @@ from builder.errors import (
     TrainingError,
     UnfinishedError,
     is_hopeless,
+    summarized,
 )
 
 ONE_OF_EACH = [
@@ -60,6 +61,20 @@ def test_several_bad_sources_are_listed_together_in_order() -> None:
         "  fg/b.png: is empty",
         "  bg/a.jpg: is not an image",
     ]
+
+
+def test_of_many_files_with_one_reason_some_are_listed_and_the_rest_is_counted() -> None:
+    sounds = [(f"fg/{number:03}.ogg", "is not an image") for number in range(321)]
+    problems = [*sounds[:200], ("fg/cat.png", "is empty"), *sounds[200:]]
+    error = BadSourcesError(problems)
+    assert error.problems == problems
+    assert str(error).splitlines()[:-1] == [
+        "322 sources cannot be used:",
+        *(f"  fg/{number:03}.ogg: is not an image" for number in range(20)),
+        "  fg/cat.png: is empty",
+        "  and 301 more files: is not an image",
+    ]
+    assert summarized(sounds[:21])[-1] == ("and 1 more file", "is not an image")
 
 
 def test_an_unfinished_set_names_what_is_missing_and_what_makes_it() -> None:
