@@ -86,8 +86,8 @@ def _recipe_option(field: Field) -> Decorator:
     if bool in field.types:
         flag += f"/--no-{field.name.replace('_', '-')}"
     kind: Any = click.Choice(field.choices) if field.choices else field.types[0]
-    # The default of some fields depends on others; their meaning says how.
-    default = None if type(None) in field.types else getattr(Recipe(), field.name)
+    # The default of depth_input depends on depth_model; its meaning says how.
+    default = None if field.name == "depth_input" else getattr(Recipe(), field.name)
     return cloup.option(
         flag, field.name, type=kind, default=default, show_default=True, help=meaning(field.name)
     )
