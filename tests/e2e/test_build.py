@@ -1,4 +1,4 @@
-"""The command builds a set that loads, streams, regenerates and counts right."""
+"""`fgbg build` makes a set that loads, streams, can be made again and has the right statistics."""
 
 from __future__ import annotations
 

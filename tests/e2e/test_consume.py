@@ -1,4 +1,4 @@
-"""A set on the Hub is loaded, streamed, projected, split and resumed as the card and README say."""
+"""A set on the Hub loads, streams, projects, splits and resumes as its card and the docs say."""
 
 from __future__ import annotations
 

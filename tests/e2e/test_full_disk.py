@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or forbidden: one sentence, and nothing finished is lost.
+"""A full, read-only or forbidden disk ends a build with one sentence and loses nothing finished.
 
 The file systems are real ones, mounted for the test.
 """

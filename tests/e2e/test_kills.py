@@ -1,6 +1,6 @@
 """SIGKILL, SIGTERM and Ctrl-C at random moments of builds of every kind change no byte.
 
-The long run (`make test-long`) prints how many of which there were.
+The long run (`make test-long`) prints how many signals of each kind it sent.
 """
 
 from __future__ import annotations

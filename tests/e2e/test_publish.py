@@ -1,4 +1,4 @@
-"""A set on the Hub: all of it or nothing, sent once, and never more than may be sent."""
+"""A push shows the whole set or nothing, sends a file once, and never what it may not send."""
 
 from __future__ import annotations
 

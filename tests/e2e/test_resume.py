@@ -1,4 +1,4 @@
-"""Whatever kills a build, going on ends in the files of an undisturbed one."""
+"""Whatever kills a build, resuming it ends in the files of an undisturbed build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several builds of one set at once: they share the work, and nothing goes wrong."""
+"""Several builds of one set at once share the work, and none spoils what another made."""
 
 from __future__ import annotations
 

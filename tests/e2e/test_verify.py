@@ -1,4 +1,4 @@
-"""`fgbg verify` finds nothing in clean sets, and each kind of planted fault by its right name."""
+"""`fgbg verify` finds no problem in clean sets and names each kind of planted fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Valid pictures of every kind the sources accept, and seeded damage to them."""
+"""Valid pictures of every kind that sources may have, and seeded damage to them."""
 
 from __future__ import annotations
 

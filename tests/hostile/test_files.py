@@ -1,4 +1,4 @@
-"""What lies in a source folder beside pictures, and what files are called."""
+"""Source folders with things that are not pictures, and with odd names."""
 
 from __future__ import annotations
 

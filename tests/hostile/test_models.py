@@ -1,4 +1,4 @@
-"""Hostile checkpoint folders for --depth-model: refused in a sentence, nothing of them is run."""
+"""Hostile folders given as --depth-model: refused with a sentence, and nothing in them is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile text and data files beside the pictures: refused in a sentence, and never obeyed."""
+"""Hostile text and data files are refused with a sentence and never obeyed."""
 
 from __future__ import annotations
 

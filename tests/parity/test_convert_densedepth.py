@@ -1,4 +1,4 @@
-"""Checkpoints as Keras and the PyTorch port write them, converted; and what must be refused.
+"""Checkpoints as Keras and the PyTorch port write them are converted; all others are refused.
 
 Most files hold one small-decoder DenseNet-121 with random weights, written by the installed Keras 3
 or, as Keras 2 wrote it, by h5py here. The published shape, DenseNet-169 at full width, comes once.

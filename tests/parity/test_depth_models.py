@@ -1,4 +1,4 @@
-"""Every kind of depth model Transformers knows: stored as what it predicts, against the library."""
+"""Every kind of depth model in Transformers is stored as what it predicts: against the library."""
 
 from __future__ import annotations
 

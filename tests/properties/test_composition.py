@@ -1,4 +1,4 @@
-"""composition: what holds for every foreground, background and place."""
+"""Properties of composition that hold for every foreground, background and place."""
 
 from __future__ import annotations
 

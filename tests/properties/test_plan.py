@@ -1,4 +1,4 @@
-"""plan: what holds for every recipe."""
+"""Properties of a plan that hold for every recipe."""
 
 from __future__ import annotations
 

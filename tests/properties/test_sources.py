@@ -1,4 +1,4 @@
-"""prepare: damaged files are used or refused with a sentence; nothing else happens."""
+"""Damaged source files are used or refused with a sentence; nothing else happens."""
 
 from __future__ import annotations
 

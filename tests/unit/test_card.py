@@ -1,4 +1,4 @@
-"""The card: what a build decides is written anew, what a person wrote stays."""
+"""The card: blocks that a build decides are written anew, and what a person wrote stays."""
 
 from __future__ import annotations
 

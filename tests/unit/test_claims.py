@@ -1,4 +1,4 @@
-"""leases: one build gets a shard, the dead and the silent lose theirs, by no clock."""
+"""leases: one build gets a shard, dead and silent builds lose theirs, no clocks are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FgbgDataset from Python: Arrow, streaming, cache names, the parts of `datasets` it leans on."""
+"""FgbgDataset from Python: Arrow, streaming, cache names, the parts of `datasets` it relies on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""encoding: bytes that every other reader decodes to the pixels we mean."""
+"""encoding: every other reader decodes our bytes to the pixels that we encoded."""
 
 from __future__ import annotations
 

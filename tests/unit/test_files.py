@@ -1,4 +1,4 @@
-"""Files of another hand: only regular ones are read; what systems leave is known by its name."""
+"""Files that anybody may have put there: regular ones are read, litter of systems is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of licenses as people write them, and which of them may stand under which."""
+"""Names of licenses as people write them, and which license allows which."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """estimator: a model that does not fit into memory gets smaller batches.
 
-The networks are real ones that Transformers loads; what they ask for beyond a batch size is not
-there, and the library itself raises.
+The networks are real ones that Transformers loads. Beyond some batch size they ask for more memory
+than there is, and the library itself raises.
 """
 
 from __future__ import annotations

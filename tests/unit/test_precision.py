@@ -1,4 +1,4 @@
-"""Precisions and backends: how near they are, that they are what they say, what 'auto' picks."""
+"""Precisions and backends: how much they differ, that they do what they say, what 'auto' picks."""
 
 from __future__ import annotations
 

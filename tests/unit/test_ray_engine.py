@@ -1,6 +1,6 @@
 """ray_engine: what a worker takes of a node, and how many have room.
 
-Stands in for Ray with the tables it tells of a cluster; real clusters are in tests/e2e/test_ray.
+Tables as Ray reports them stand for clusters; real clusters are in tests/e2e/test_ray.
 """
 
 from __future__ import annotations

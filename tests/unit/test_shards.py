@@ -1,4 +1,4 @@
-"""shards: files as `datasets` writes them, atomic writing, commit records."""
+"""shards: files as `datasets` writes them, whole or not at all, and their commit records."""
 
 from __future__ import annotations
 

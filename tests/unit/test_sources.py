@@ -1,4 +1,4 @@
-"""prepare: what is read, how it is resized, what is refused and in which words."""
+"""prepare: which pictures are read, how they are resized, which are refused and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""work: the work folder of builds of other versions, recipes and times."""
+"""work: work folders that builds of other versions, recipes and times left."""
 
 from __future__ import annotations
 
