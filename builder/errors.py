@@ -59,7 +59,7 @@ def _files(n: int) -> str:
 
 
 class FgbgError(Exception):
-    """Base of all errors that are told to the user as one clear text, without a traceback."""
+    """Base of all errors that a user sees as one clear text, without a traceback."""
 
     exit_code = 2
 
@@ -76,7 +76,7 @@ class BadSourcesError(FgbgError):
         lines = "\n".join(f"  {name}: {reason}" for name, reason in summarized(problems))
         super().__init__(
             f"{files} cannot be used:\n{lines}\n"
-            "Mend or remove these files, or go on without them with --skip-bad (skip_bad=True)."
+            "Repair or remove these files, or go on without them with --skip-bad (skip_bad=True)."
         )
 
     def __reduce__(self) -> tuple[type[BadSourcesError], tuple[list[tuple[str, str]]]]:
@@ -88,7 +88,7 @@ class RecipeError(FgbgError, ValueError):
 
 
 class NewerVersionError(FgbgError):
-    """A set, or a build that was begun, is by a version of fgbg-dataset later than this one."""
+    """A later version of fgbg-dataset made the set, or began the build."""
 
     @classmethod
     def of(cls, where: object, what: str) -> NewerVersionError:
@@ -125,22 +125,22 @@ class OutputError(FgbgError):
         """Return what a failed write means: which path, what is wrong, what to do.
 
         Args:
-            out: what is being built; told where the error names nothing outside its folder.
+            out: what is being built; the text names it unless the error names another place.
         """
-        if not isinstance(out, Path):  # on a store, whose errors are told whole
+        if not isinstance(out, Path):  # a store says in its error what it means
             return cls(
                 f"{error.filename or out} cannot be written: {error.strerror or error}. Finished "
-                "shards are kept: mend this and run the same command again."
+                "shards are kept: fix the cause and run the same command again."
             )
         found = _first_cause(error)
         number = found.errno
         if number is None and str(found).startswith("Not enough disk space"):
-            number = errno.ENOSPC  # `datasets` looks at the room itself, and tells it its own way
+            number = errno.ENOSPC  # `datasets` measures the room itself, and words it so
         reason = os.strerror(number) if number in _REMEDIES else found.strerror or str(found)
         path = Path(os.fsdecode(found.filename)) if found.filename else out
         if path.is_relative_to(out.parent):
-            path = out  # and not a hidden file beside it
-        remedy = _REMEDIES.get(number or 0, "mend this")
+            path = out  # people know OUT, and not the hidden files beside it
+        remedy = _REMEDIES.get(number or 0, "fix the cause")
         return cls(
             f"{path} cannot be written: {reason}. Finished shards are kept: {remedy} and run the "
             "same command again."
@@ -148,12 +148,12 @@ class OutputError(FgbgError):
 
 
 def is_hopeless(error: BaseException | None) -> bool:
-    """Whether a write failed for a reason that every other one would fail for, too."""
+    """Whether a write failed for a reason that would make every other write fail, too."""
     return isinstance(error, OSError) and _first_cause(error).errno in _REMEDIES
 
 
 def _first_cause(error: OSError) -> OSError:
-    """Return the error whose number tells what happened; libraries wrap it in one without."""
+    """Return the error whose number says what happened; libraries wrap it in one without."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.errno in _REMEDIES:
@@ -167,7 +167,7 @@ class NotABuildError(FgbgError):
 
 
 class UnfinishedError(FgbgError):
-    """A set cannot be put together, for shards of it are missing or damaged."""
+    """A set cannot be put together, because shards of it are missing or damaged."""
 
     exit_code = 1
 
@@ -203,7 +203,7 @@ class PublishError(FgbgError):
 
 
 class PublishFailedError(FgbgError):
-    """The Hub could not be reached, or kept refusing; what was sent is kept."""
+    """The Hub could not be reached, or kept refusing; the files that were sent are kept."""
 
     exit_code = 1
 

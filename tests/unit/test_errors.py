@@ -50,7 +50,7 @@ def test_one_bad_source_is_told_in_the_singular_with_the_next_step() -> None:
     assert str(BadSourcesError([("fg/a.png", "is empty (0 bytes)")])) == (
         "1 source cannot be used:\n"
         "  fg/a.png: is empty (0 bytes)\n"
-        "Mend or remove these files, or go on without them with --skip-bad (skip_bad=True)."
+        "Repair or remove these files, or go on without them with --skip-bad (skip_bad=True)."
     )
 
 
