@@ -472,15 +472,14 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         """Place the finished shards of a split, as links, where `datasets` looks for them."""
         split, info = finished[split_generator.name], split_generator.split_info
         built, start, files = Path(self._output_dir), 0, []
-        for name, shard in zip(split.stored, split.shards, strict=True):
-            files.append((name, built, shard["file"], start < TABLE_RECORDS))
-            start += shard["rows"]
+        for name, shard in zip(split.stored, split.figures.shards, strict=True):
+            files.append((name, built, shard.file, start < TABLE_RECORDS))
+            start += shard.rows
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             list(pool.map(lambda one: work.put_shard(*one), files))
-        info.num_examples = split.statistics.rows
-        info.num_bytes = sum(shard["size_bytes"] for shard in split.shards)
-        if len(split.shards) > 1:
-            info.shard_lengths = [shard["rows"] for shard in split.shards]
+        info.num_examples, info.num_bytes = split.figures.rows, split.figures.size_bytes
+        if len(split.figures.shards) > 1:
+            info.shard_lengths = [shard.rows for shard in split.figures.shards]
 
     def as_dataset(self, split: Any = None, in_memory: bool = False) -> Any:
         """Return the built set as `FgbgDatasetDict`, or a split or part of one as `Dataset`.

@@ -21,14 +21,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
-from builder.files import read_text
 from builder.hub import is_hub_id, request_errors, why
-from builder.layout import MAX_STATISTICS_BYTES, RECIPE_FILE, STATISTICS_FILE, read_recipe
+from builder.layout import RECIPE_FILE, STATISTICS_FILE, read_recipe, read_statistics
 from builder.pinned import PinnedRecipe
 from builder.record import (
     TRAIN,
     DepthCodec,
-    Statistics,
+    Plan,
     Tally,
     decode_image_into,
     decode_mask,
@@ -36,7 +35,6 @@ from builder.record import (
 )
 from builder.remote import StorePath, place
 from builder.schema import IMAGE_COLUMNS
-from builder.untrusted import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -92,20 +90,7 @@ class RecordReader:
         if isinstance(folder, Path) and not folder.is_dir():
             folder = _fetch(str(source), revision, token)
         pinned = read_recipe(folder)
-        try:
-            content = parse_json(read_text(folder / STATISTICS_FILE, MAX_STATISTICS_BYTES))
-            held = content["fingerprint"]
-            statistics = Statistics.from_json(content["splits"][TRAIN]["statistics"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise NotABuildError(
-                f"{source} has no readable {STATISTICS_FILE} ({error}); take a whole set made by "
-                "fgbg build."
-            ) from None
-        if held != pinned.fingerprint:
-            raise NotABuildError(
-                f"{source}: {RECIPE_FILE} and {STATISTICS_FILE} belong to different sets; take "
-                "both from one build."
-            )
+        statistics = read_statistics(folder, Plan(pinned))[TRAIN].statistics
         return cls.counted(pinned, statistics.tallies["fg_bg"])
 
     @classmethod

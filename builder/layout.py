@@ -2,22 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
 from builder.errors import NotABuildError, RecipeError
-from builder.files import read_text
+from builder.files import read_text, write_text
 from builder.pinned import MAX_RECIPE_BYTES, PinnedRecipe
 from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place
 from builder.tables import FileFormat
+from builder.typed import Between, Sha256, check, read, refuse_newer
 from builder.untrusted import parse_json, printable
 
-RECIPE_FILE = "recipe.json"
+# Every name in a finished set, but those of its records' files: `shard_file` makes them.
+RECIPE_FILE = "recipe.json"  # PinnedRecipe
 CARD_FILE = "README.md"
+INFO_FILE = "dataset_info.json"  # by `datasets`
+SOURCES_FILE = "train-00000-of-00001.parquet"  # the one file of each config that holds no records
+FOREGROUNDS_FILE = f"foregrounds/{SOURCES_FILE}"  # prepared sources
+BACKGROUNDS_FILE = f"backgrounds/{SOURCES_FILE}"
+TABLE_FILE = f"preview/{SOURCES_FILE}"  # some records of all splits
 STATISTICS_FILE = "assets/statistics.json"
-SOURCES_FILE = "train-00000-of-00001.parquet"
+SHEET_FILE = "assets/samples.png"
+PAGE_FILE = "assets/preview.html"
+FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")  # all but those of the records
+
 ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
 MAX_STATISTICS_BYTES = 2**28
+# Raised when statistics.json becomes something that earlier versions would misread.
+STATISTICS_FORMAT = 1
+
+_Count = Annotated[int, Between(0, 2**62)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """A file of records as `assets/statistics.json` states it; `file` is its name in the set.
+
+    Raises:
+        RecipeError: a field has the wrong type or a value that it cannot have.
+    """
+
+    file: str
+    rows: _Count
+    size_bytes: _Count
+    sha256: Sha256
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What `assets/statistics.json` holds of a split: its files in order, and its statistics."""
+
+    shards: tuple[DataFile, ...]
+    statistics: Statistics
+
+    @property
+    def rows(self) -> int:
+        """Number of records in the files."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the files."""
+        return sum(shard.size_bytes for shard in self.shards)
 
 
 def built_format(out: Place) -> FileFormat:
@@ -51,32 +103,73 @@ def is_complete(out: Place, pinned: PinnedRecipe) -> bool:
         return False
 
 
-def read_statistics(out: Place, plan: Plan) -> dict[str, Any]:
-    """Read the figures of a finished build: by split its `shards`, as the file has them.
+def write_statistics(folder: Place, fingerprint: str, splits: Mapping[str, Figures]) -> None:
+    """Write `assets/statistics.json` of a set."""
+    content = {
+        name: {"shards": [vars(shard) for shard in s.shards], "statistics": s.statistics.to_json()}
+        for name, s in splits.items()
+    }
+    text = json.dumps({"fingerprint": fingerprint, "splits": content})
+    write_text(folder / STATISTICS_FILE, text + "\n")
 
-    and its `statistics`, as an object.
+
+def read_statistics(out: Place, plan: Plan) -> dict[str, Figures]:
+    """Read the figures of a finished build, by split.
 
     Raises:
         NotABuildError: they are missing, damaged, or of another set.
+        NewerVersionError: a newer version of this package wrote them.
     """
     path = out / STATISTICS_FILE
     try:
-        content = parse_json(read_text(path, MAX_STATISTICS_BYTES))
+        return parse_statistics(read_text(path, MAX_STATISTICS_BYTES), plan, str(path))
+    except (OSError, ValueError) as error:
+        why = printable(str(error))[:300]
+        raise NotABuildError(f"{path} cannot be read ({why}); build the set again.") from None
+
+
+def parse_statistics(text: str, plan: Plan, where: str) -> dict[str, Figures]:
+    """Return what the text of `assets/statistics.json` says of the set of a plan, by split.
+
+    Args:
+        where: what holds it, for the error about a newer version.
+
+    Raises:
+        ValueError: it is something else, or speaks of other files than the set has.
+        NewerVersionError: a newer version of this package wrote it.
+    """
+    content = parse_json(text)
+    try:
+        refuse_newer(content, ("format", "fingerprint", "splits"), where, STATISTICS_FORMAT)
         if content["fingerprint"] != plan.pinned.fingerprint:
             raise ValueError("it is of another set")
         if list(content["splits"]) != list(plan.splits):
             raise ValueError("it has other splits")
-        for name, split in content["splits"].items():
-            split["statistics"] = Statistics.from_json(split["statistics"])
-            for shard in split["shards"]:
-                str(shard["file"]), str(shard["sha256"])
-                if not all(type(shard[key]) is int for key in ("rows", "size_bytes")):
-                    raise ValueError(f"a file of {name} has no number of rows or bytes")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        why = printable(f"{type(error).__name__}: {error}")[:300]
-        raise NotABuildError(f"{path} cannot be read ({why}); build the set again.") from None
-    splits: dict[str, Any] = content["splits"]
-    return splits
+        return {
+            name: _figures(content["splits"][name], split, where)
+            for name, split in plan.splits.items()
+        }
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def _figures(content: Mapping[str, object], split: SplitPlan, where: str) -> Figures:
+    refuse_newer(content, ("shards", "statistics"), where)
+    shards, statistics = content["shards"], content["statistics"]
+    if not (isinstance(shards, list) and isinstance(statistics, dict)):
+        raise ValueError(f"it holds no files or no statistics of {split.name}")
+    if len(shards) != split.n_shards:
+        raise ValueError(f"it names {len(shards)} files of {split.name}, not {split.n_shards}")
+    files = tuple(read(DataFile, shard, where) for shard in shards)
+    for number, file in enumerate(files):
+        start, stop = split.shard_range(number)
+        names = (shard_file(split, number, "parquet"), shard_file(split, number, "arrow"))
+        if file.file not in names or file.rows != stop - start:
+            raise ValueError(f"it has another file {number} of {split.name} than the set")
+    counts = Statistics.from_json(statistics)
+    if counts.size != split.recipe.size:
+        raise ValueError(f"it counts pixels of {split.name} in records of another size")
+    return Figures(files, counts)
 
 
 def shard_file(split: SplitPlan, shard: int, file_format: FileFormat) -> str:

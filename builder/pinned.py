@@ -19,7 +19,7 @@ from builder.errors import RecipeError
 from builder.files import read_text
 from builder.hub import is_hub_id
 from builder.recipe import DEMO_DEPTH_MODEL, MAX_SIDE, MAX_TEXT, NO_DEPTH_MODEL, Recipe
-from builder.typed import Between, Matching, Text, check, decisive, read, refuse_newer
+from builder.typed import Between, Matching, Sha256, Text, check, decisive, read, refuse_newer
 from builder.untrusted import parse_json, printable, shown
 
 # Raised when recipe.json becomes something that earlier versions would misread.
@@ -39,7 +39,6 @@ _MAX_STORED = 65535  # 16 bits
 
 _Side = Annotated[int, Between(1, MAX_SIDE)]
 _SourceSide = Annotated[int, Between(1, 2**31 - 1)]
-_Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "64 hexadecimal digits")]
 _Word = Matching(r"[\w./-]{0,200}", "a word")
 
 
@@ -85,7 +84,7 @@ class SourceEntry:
     id: Annotated[str, Text(MAX_TEXT), _name]
     # Characters of a path may be escaped, which makes it longer.
     file: Annotated[str, Text(8 * MAX_TEXT), _inside] = field(metadata={"pixels": False})
-    sha256: _Sha256
+    sha256: Sha256
     # The size decides where a foreground can be placed.
     width: _Side
     height: _Side
@@ -114,7 +113,7 @@ class DepthInfo:
     # The same weights are the same wherever they lie.
     model: Annotated[str, Text(MAX_TEXT)] = field(metadata={"pixels": False})
     revision: Annotated[str | None, _Word] = field(metadata={"pixels": False})
-    weights_sha256: _Sha256
+    weights_sha256: Sha256
     model_type: Annotated[str, _Word]
     kind: DepthKind
     quantity: DepthQuantity

@@ -76,6 +76,9 @@ class Matching:
         return f"is {shown(value)}; it must be {self.what}"
 
 
+Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "64 hexadecimal digits")]
+
+
 @dataclass(frozen=True)
 class Field:
     """What the annotation and the metadata of a field say."""

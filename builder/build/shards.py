@@ -22,6 +22,7 @@ from builder.record import Encoder, Record, Statistics
 from builder.remote import Place
 from builder.schema import features, record_columns
 from builder.tables import FileFormat, write_table
+from builder.typed import Sha256, check, read
 from builder.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ class Commit:
     shard: str
     rows: int
     size_bytes: int
-    sha256: str
-    fingerprint: str
+    sha256: Sha256
+    fingerprint: Sha256
     statistics: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def stored_name(shard: str, sha256: str, file_format: FileFormat) -> str:
@@ -128,10 +132,15 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_commit(folder: Place, name: str) -> Commit | None:
-    """Return a shard's commit record; None when it is damaged, or the shard is not done."""
+    """Return a shard's commit record; None when it is damaged, or the shard is not done.
+
+    Raises:
+        NewerVersionError: a newer version of this package wrote it.
+    """
     try:
         content = parse_json(read_text(folder / f"{name}.json", _MAX_COMMIT_BYTES))
-        return Commit(**content) if content.pop("sealed") == _digest(content) else None
+        whole = content.pop("sealed") == _digest(content)
+        return read(Commit, content, str(folder / f"{name}.json")) if whole else None
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
 
@@ -144,7 +153,7 @@ def is_done(folder: Place, name: str, file_format: FileFormat, fingerprint: str)
     try:
         path = folder / stored_name(name, commit.sha256, file_format)
         unharmed = path.stat().st_size == commit.size_bytes and sha256_file(path) == commit.sha256
-    except (OSError, TypeError, ValueError):  # the record may be of any hand
+    except OSError:
         return False
     return unharmed and _has_statistics(commit)
 

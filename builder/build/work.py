@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,18 @@ from builder.errors import NotABuildError, OutputError, RecipeError, RecipeMisma
 from builder.files import create_bytes, link_or_copy, read_text, sha256_file, write_text
 from builder.layout import (
     CARD_FILE,
+    FOLDERS,
     RECIPE_FILE,
     SOURCES_FILE,
     STATISTICS_FILE,
+    DataFile,
+    Figures,
     built_format,
     is_complete,
     read_recipe,
     read_statistics,
     shard_file,
+    write_statistics,
 )
 from builder.pinned import PinnedRecipe
 from builder.recipe import Recipe
@@ -51,12 +55,12 @@ from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place, StorePath
 from builder.sources import Kind, Source, duplicates, read_sources, write_sources
 from builder.tables import FileFormat, arrow_to_parquet
+from builder.typed import refuse_newer
 from builder.untrusted import parse_json, printable
 
 FINISH = "finish"  # what is claimed to put the set together
 WORK_VERSION = 2  # of the work folder's layout; 1 had no claims and held no file that says so
 
-_FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")
 
 _PREPARATION_FIELDS = ("size", "foreground_size", "background_fit")
 
@@ -118,7 +122,8 @@ class WorkFolder:
         The folder is dropped by all who leave it when OUT is complete, so that none is left.
 
         Raises:
-            OutputError: it cannot be made, or another version of this package made it.
+            OutputError: it cannot be made, or an earlier version of this package made it.
+            NewerVersionError: a later one did.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -172,12 +177,13 @@ class WorkFolder:
     def _check_version(self) -> None:
         from builder import __version__
 
-        mine = {"version": WORK_VERSION, "fgbg": __version__}
+        mine, where = {"version": WORK_VERSION, "fgbg": __version__}, str(self._version)
         if not self.recipe.exists():
             create_bytes(self._version, json.dumps(mine).encode())
         try:
             held = parse_json(read_text(self._version, 1000))
-            version, by = held["version"], printable(str(held["fgbg"]))
+            version, by = int(held["version"]), printable(str(held["fgbg"]))
+            refuse_newer({**held, "format": version}, (*mine, "format"), where, WORK_VERSION)
         except FileNotFoundError:
             version, by = 1, "before 0.1.0"
         except (ValueError, TypeError, KeyError):
@@ -304,8 +310,7 @@ class FinishedSplit:
     """
 
     stored: tuple[str, ...]
-    shards: tuple[dict[str, Any], ...]  # file (inside OUT), rows, size_bytes, sha256
-    statistics: Statistics
+    figures: Figures
 
 
 class Ledger:
@@ -321,13 +326,13 @@ class Ledger:
         self._folder, self._out = work.shards, work.out
         self._fingerprints = [pinned.at(n).fingerprint for n in range(len(pinned.stages) + 1)]
         self._done = bytearray(self.plan.n_shards)
-        self._earlier: dict[str, Any] = {}
+        self._earlier: dict[str, Figures] = {}
         held = read_recipe(work.out) if (work.out / RECIPE_FILE).is_file() else None
         if held is not None and pinned.holds(held):
             self._earlier = read_statistics(work.out, Plan(held))
 
     def _n_earlier(self, split: str) -> int:
-        return len(self._earlier[split]["shards"]) if split in self._earlier else 0
+        return len(self._earlier[split].shards) if split in self._earlier else 0
 
     def name(self, number: int) -> str:
         """Return the name of a shard by its number among all, without extension."""
@@ -355,7 +360,7 @@ class Ledger:
         if not self._done[number]:
             split, shard = self.plan.shard(number)
             if shard < self._n_earlier(split.name):
-                self._check_earlier(self._earlier[split.name]["shards"][shard])
+                self._check_earlier(self._earlier[split.name].shards[shard])
                 self._done[number] = True
             else:
                 self._done[number] = is_done(
@@ -366,10 +371,10 @@ class Ledger:
                 )
         return bool(self._done[number])
 
-    def _check_earlier(self, stated: Mapping[str, Any]) -> None:
-        path = self._out / stated["file"]
+    def _check_earlier(self, stated: DataFile) -> None:
+        path = self._out / stated.file
         try:
-            unharmed = sha256_file(path) == stated["sha256"]
+            unharmed = sha256_file(path) == stated.sha256
         except OSError:
             unharmed = False
         if not unharmed:
@@ -400,23 +405,23 @@ class Ledger:
         statistics = Statistics(self.plan.pinned.recipe.size)
         stored, shards = [], []
         if earlier := self._earlier.get(split.name):
-            statistics.merge(earlier["statistics"])
-            for shard, stated in enumerate(earlier["shards"]):
-                stored.append(str(self._out / stated["file"]))
-                shards.append({**stated, "file": shard_file(split, shard, self.file_format)})
+            statistics.merge(earlier.statistics)
+            for shard, stated in enumerate(earlier.shards):
+                stored.append(str(self._out / stated.file))
+                shards.append(replace(stated, file=shard_file(split, shard, self.file_format)))
         for shard in range(len(shards), split.n_shards):
             commit = self._commit(split.shard_name(shard))
             statistics.merge(Statistics.from_json(commit.statistics))
             stored.append(stored_name(commit.shard, commit.sha256, self.file_format))
             shards.append(
-                {
-                    "file": shard_file(split, shard, self.file_format),
-                    "rows": commit.rows,
-                    "size_bytes": commit.size_bytes,
-                    "sha256": commit.sha256,
-                }
+                DataFile(
+                    file=shard_file(split, shard, self.file_format),
+                    rows=commit.rows,
+                    size_bytes=commit.size_bytes,
+                    sha256=commit.sha256,
+                )
             )
-        return FinishedSplit(tuple(stored), tuple(shards), statistics)
+        return FinishedSplit(tuple(stored), Figures(tuple(shards), statistics))
 
     def _commit(self, name: str) -> Commit:
         commit = read_commit(self._folder, name)
@@ -467,33 +472,31 @@ def write_metadata(
         target = folder / f"{kind}s" / SOURCES_FILE
         target.parent.mkdir()
         link_or_copy(work.sources(kind, pinned.fingerprint), target)
-    splits = {
-        name: {"shards": split.shards, "statistics": split.statistics.to_json()}
-        for name, split in finished.items()
-    }
     (folder / STATISTICS_FILE).parent.mkdir(exist_ok=True)
-    content = {"fingerprint": pinned.fingerprint, "splits": splits}
-    write_text(folder / STATISTICS_FILE, json.dumps(content) + "\n")
+    figures = {name: split.figures for name, split in finished.items()}
+    write_statistics(folder, pinned.fingerprint, figures)
 
 
 def copy_as_parquet(out: Path, folder: Path) -> None:
     """Make of a finished Arrow build the folder that the same build as Parquet would have made."""
     pinned = read_recipe(out)
-    content = json.loads((out / STATISTICS_FILE).read_text(encoding="utf-8"))
-    for split in Plan(pinned).splits.values():
-        for shard, entry in enumerate(content["splits"][split.name]["shards"]):
-            entry["file"] = shard_file(split, shard, "parquet")
-            path = folder / entry["file"]
-            path.parent.mkdir(exist_ok=True)
-            arrow_to_parquet(out / shard_file(split, shard, "arrow"), path)
-            entry["size_bytes"], entry["sha256"] = path.stat().st_size, sha256_file(path)
-    for name in (RECIPE_FILE, CARD_FILE, *_FOLDERS):
-        for source in (out / name).rglob("*") if name in _FOLDERS else (out / name,):
+    plan, figures = Plan(pinned), {}
+    (folder / "data").mkdir(exist_ok=True)
+    for name, held in read_statistics(out, plan).items():
+        shards = []
+        for shard, stated in enumerate(held.shards):
+            file = shard_file(plan.splits[name], shard, "parquet")
+            arrow_to_parquet(out / stated.file, folder / file)
+            size_bytes, sha256 = (folder / file).stat().st_size, sha256_file(folder / file)
+            shards.append(replace(stated, file=file, size_bytes=size_bytes, sha256=sha256))
+        figures[name] = Figures(tuple(shards), held.statistics)
+    for name in (RECIPE_FILE, CARD_FILE, *FOLDERS):
+        for source in (out / name).rglob("*") if name in FOLDERS else (out / name,):
             target = folder / source.relative_to(out)
             target.parent.mkdir(exist_ok=True)
             link_or_copy(source, target)
     (folder / STATISTICS_FILE).unlink()  # a link: written anew, or the original would change
-    write_text(folder / STATISTICS_FILE, json.dumps(content) + "\n")
+    write_statistics(folder, pinned.fingerprint, figures)
 
 
 def build_status(out: Place) -> dict[str, Any]:

@@ -121,9 +121,13 @@ class Statistics:
     `tallies` by kind: `fg_bg` and `mask` over pixels 0..255, `depth` over stored units (0 =
     unknown), `mask_px` over the number of mask pixels a record has, `bbox` over x, y, width,
     height. `size_bytes` sums the encoded bytes of each image column.
+
+    Args:
+        size: side of a record in px.
     """
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self.rows = 0
         self.size_bytes: dict[str, int] = {}
         self.tallies = {

@@ -22,8 +22,14 @@ from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
 from builder.hub import is_absent, is_hub_id, request_errors, why
-from builder.layout import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, built_format
-from builder.release.preview import TABLE_FILE
+from builder.layout import (
+    CARD_FILE,
+    RECIPE_FILE,
+    SOURCES_FILE,
+    STATISTICS_FILE,
+    TABLE_FILE,
+    built_format,
+)
 from builder.remote import StorePath, place
 from builder.schema import Column, features
 from builder.tables import FileFormat

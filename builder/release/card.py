@@ -16,6 +16,7 @@ from builder.layout import (
     ARROW_PREFIX,
     CARD_FILE,
     SOURCES_FILE,
+    Figures,
     built_format,
     data_glob,
     read_recipe,
@@ -205,13 +206,15 @@ def _paths(entry: Any) -> list[str]:
     return [entry] if isinstance(entry, str) else []
 
 
-def _yaml(out: Path, pinned: PinnedRecipe, splits: dict[str, Any], config: str) -> dict[str, Any]:
+def _yaml(
+    out: Path, pinned: PinnedRecipe, splits: dict[str, Figures], config: str
+) -> dict[str, Any]:
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
 
     recipe, file_format = pinned.recipe, built_format(out)
-    rows = {name: _total(split["shards"], "rows") for name, split in splits.items()}
-    sizes = {name: _total(split["shards"], "size_bytes") for name, split in splits.items()}
+    rows = {name: split.rows for name, split in splits.items()}
+    sizes = {name: split.size_bytes for name, split in splits.items()}
     infos = {config: _info(config, record_columns(recipe), rows, sizes)}
     for kind, entries in _kinds(pinned):
         path = out / kind / SOURCES_FILE
@@ -252,10 +255,6 @@ def _info(
     )
 
 
-def _total(shards: list[dict[str, Any]], key: str) -> int:
-    return sum(shard[key] for shard in shards)
-
-
 def _size_category(n: int) -> str:
     """Return the Hub's name for a number of records."""
     names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
@@ -265,11 +264,11 @@ def _size_category(n: int) -> str:
     return "n>1T"
 
 
-def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[str, Any]:
+def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Figures]) -> dict[str, Any]:
     from builder import __version__
 
     recipe, plan = pinned.recipe, Plan(pinned)
-    total = reduce(_added, (split["statistics"] for split in splits.values()))
+    total = reduce(_added, (split.statistics for split in splits.values()))
     listed = _credits(pinned)
     return {
         "n_records": _number(plan.n_records),
@@ -306,7 +305,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Any]) -> dict[
     }
 
 
-def _split_rows(plan: Plan, splits: dict[str, Any]) -> list[dict[str, Any]]:
+def _split_rows(plan: Plan, splits: dict[str, Figures]) -> list[dict[str, Any]]:
     return [
         {
             "name": split.name,
@@ -314,7 +313,7 @@ def _split_rows(plan: Plan, splits: dict[str, Any]) -> list[dict[str, Any]]:
             "backgrounds": len(split.backgrounds),
             "records": _number(split.n_records),
             "files": split.n_shards,
-            "size_bytes": _number(_total(splits[split.name]["shards"], "size_bytes")),
+            "size_bytes": _number(splits[split.name].size_bytes),
         }
         for split in plan.splits.values()
     ]

@@ -28,17 +28,21 @@ from PIL import Image, ImageDraw, ImageFont
 from builder.build import ROW_GROUP_RECORDS
 from builder.errors import NotABuildError
 from builder.files import write_bytes, write_text
-from builder.layout import SOURCES_FILE, built_format, read_recipe, shard_file
+from builder.layout import (
+    PAGE_FILE,
+    SHEET_FILE,
+    SOURCES_FILE,
+    TABLE_FILE,
+    built_format,
+    read_recipe,
+    shard_file,
+)
 from builder.pinned import DepthInfo, PinnedRecipe
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe
 from builder.record import DepthCodec, Plan, SplitPlan, decode_image, encode_mask
 from builder.schema import preview_columns, record_columns
 from builder.tables import write_rows
 from builder.untrusted import printable
-
-SHEET_FILE = "assets/samples.png"
-PAGE_FILE = "assets/preview.html"
-TABLE_FILE = f"preview/{SOURCES_FILE}"
 
 SHEET_ROWS, PAGE_RECORDS, TABLE_RECORDS = 6, 32, 256
 _TABLE_PX = TABLE_RECORDS * 256 * 256  # of larger records there are fewer, so that it opens fast

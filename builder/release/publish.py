@@ -32,10 +32,14 @@ from builder.errors import (
 from builder.files import sha256_file
 from builder.hub import is_connection, request_errors, response_of, words
 from builder.layout import (
+    BACKGROUNDS_FILE,
     CARD_FILE,
+    FOREGROUNDS_FILE,
+    PAGE_FILE,
     RECIPE_FILE,
-    SOURCES_FILE,
+    SHEET_FILE,
     STATISTICS_FILE,
+    TABLE_FILE,
     built_format,
     read_recipe,
     read_statistics,
@@ -45,7 +49,6 @@ from builder.pinned import PinnedRecipe
 from builder.record import Plan
 from builder.release.access import misleading_files
 from builder.release.card import card_keys, card_text, records_config
-from builder.release.preview import PAGE_FILE, SHEET_FILE, TABLE_FILE
 from builder.release.verify import verify
 from builder.remote import on_this_machine
 from builder.sources import conflicts, terms, uncredited
@@ -488,13 +491,13 @@ def _fixed_files(folder: Path, pinned: PinnedRecipe) -> dict[str, _File]:
     plan = Plan(pinned)
     stated = read_statistics(folder, plan)
     hashes = {  # by the plan's names, not by those a file states
-        shard_file(split, number, "parquet"): shard["sha256"]
+        shard_file(split, number, "parquet"): shard.sha256
         for split in plan.splits.values()
-        for number, shard in enumerate(stated[split.name]["shards"])
+        for number, shard in enumerate(stated[split.name].shards)
     }
     others = (
-        *(f"{kind}/{SOURCES_FILE}" for kind in ("foregrounds", "backgrounds")),
-        *(TABLE_FILE, SHEET_FILE, PAGE_FILE, STATISTICS_FILE),
+        *(FOREGROUNDS_FILE, BACKGROUNDS_FILE, TABLE_FILE, SHEET_FILE, PAGE_FILE),
+        STATISTICS_FILE,
     )
     files = {RECIPE_FILE: _of_bytes(RECIPE_FILE, pinned.public().to_json().encode())}
     for name in (*hashes, *others):

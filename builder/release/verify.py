@@ -26,7 +26,14 @@ import numpy.typing as npt
 from builder import __version__
 from builder.errors import FgbgError, NewerVersionError, RecipeError
 from builder.files import read_text, sha256_file
-from builder.layout import CARD_FILE, RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
+from builder.layout import (
+    CARD_FILE,
+    RECIPE_FILE,
+    SOURCES_FILE,
+    STATISTICS_FILE,
+    TABLE_FILE,
+    shard_file,
+)
 from builder.pinned import LICENCE, PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
 from builder.record import ALPHA_IN_MASK, SPLITS, Ids, Plan, Renderer, SplitPlan, Statistics
@@ -41,7 +48,7 @@ from builder.release.access import (
     wrong_columns,
 )
 from builder.release.card import card_parts, card_text
-from builder.release.preview import TABLE_FILE, TABLE_RECORDS
+from builder.release.preview import TABLE_RECORDS
 from builder.release.record_check import RecordCheck
 from builder.schema import preview_columns, record_columns, source_columns
 from builder.sources import Source, SourceBank, uncredited

@@ -22,11 +22,11 @@ from PIL import Image
 from builder.cli import main
 from builder.errors import FgbgError, NotABuildError
 from builder.files import sha256_file
+from builder.layout import TABLE_FILE
 from builder.pinned import PinnedRecipe
 from builder.record.encoding import _grey_png, encode_mask
 from builder.record.plan import Plan
 from builder.release.card import write_card
-from builder.release.preview import TABLE_FILE
 from builder.release.verify import VerifyReport, verify
 from builder.tables import write_table
 from fgbg_dataset import FgbgDataset

@@ -317,6 +317,10 @@ STATISTICS: dict[str, Callable[[Path], None]] = {
     "no tallies": statistics_with(lambda c: c["splits"]["train"]["statistics"].update(tallies={})),
     "no statistics": statistics_with(lambda c: c["splits"]["train"].update(statistics=None)),
     "rows": statistics_with(lambda c: c["splits"]["train"]["shards"][0].update(rows="x")),
+    "file outside": statistics_with(
+        lambda c: c["splits"]["train"]["shards"][0].update(file="../../x.parquet")
+    ),
+    "other rows": statistics_with(lambda c: c["splits"]["train"]["shards"][0].update(rows=10**9)),
     "shards": statistics_with(lambda c: c["splits"]["train"].update(shards=7)),
     "splits": statistics_with(lambda c: c["splits"].update({"../../x": c["splits"]["train"]})),
     "other set": statistics_with(lambda c: c.update(fingerprint="0" * 64)),
@@ -439,7 +443,6 @@ COMMITS: dict[str, Callable[[Path], None]] = {
     "many levels": commit_with(lambda c: c["statistics"]["tallies"]["depth"].update(levels=10**13)),
     "other rows": commit_with(lambda c: c.update(rows=1)),
     "rows are text": commit_with(lambda c: c.update(rows="x")),
-    "more": commit_with(lambda c: c.update(code="import os")),
     "nested": lambda path: path.write_text("[" * 10**5) and None,
     "nan": lambda path: path.write_text('{"rows": NaN}') and None,
     "endless": endless,

@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from builder.layout import DataFile, Figures, shard_file, write_statistics
 from builder.record.encoding import DepthCodec, encode_image, encode_mask
+from builder.record.plan import Plan
 from builder.record.stats import Statistics
 from fgbg_dataset import NotABuildError, PinnedRecipe, RecordReader
 from tests.pictures import scene
@@ -235,9 +237,11 @@ def folder(tmp_path: Path) -> Path:
     statistics.tallies["fg_bg"].add(np.array([[0, 102, 0], [102, 102, 255]], np.uint8))
     (tmp_path / "recipe.json").write_text(set_.to_json())
     (tmp_path / "assets").mkdir()
-    content = {"fingerprint": set_.fingerprint,
-               "splits": {"train": {"statistics": statistics.to_json()}}}  # fmt: skip
-    (tmp_path / "assets" / "statistics.json").write_text(json.dumps(content))
+    (split,) = Plan(set_).splits.values()
+    file = DataFile(
+        file=shard_file(split, 0, "parquet"), rows=split.n_records, size_bytes=1, sha256="0" * 64
+    )
+    write_statistics(tmp_path, set_.fingerprint, {split.name: Figures((file,), statistics)})
     return tmp_path
 
 
@@ -256,10 +260,10 @@ def test_a_folder_that_is_no_set_is_refused(folder, tmp_path):
     statistics = folder / "assets" / "statistics.json"
     content = json.loads(statistics.read_text())
     statistics.write_text(json.dumps({**content, "fingerprint": "0" * 64}))
-    with pytest.raises(NotABuildError, match=r"belong to different sets"):
+    with pytest.raises(NotABuildError, match=r"it is of another set"):
         RecordReader.of(folder)
     statistics.write_text(json.dumps({"fingerprint": content["fingerprint"], "splits": {}}))
-    with pytest.raises(NotABuildError, match=r"no readable assets/statistics\.json \('train'\)"):
+    with pytest.raises(NotABuildError, match=r"cannot be read \(it has other splits"):
         RecordReader.of(folder)
 
 

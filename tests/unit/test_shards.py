@@ -21,6 +21,7 @@ from datasets.arrow_writer import ParquetWriter
 from PIL import Image
 
 from builder.build.shards import Commit, is_done, read_commit, sealed, write_shard
+from builder.errors import NewerVersionError
 from builder.files import create_bytes, write_text
 from builder.pinned import PinnedRecipe
 from builder.recipe import Recipe
@@ -335,16 +336,23 @@ def test_a_damaged_or_missing_commit_record_is_not_done(done: tuple[Path, str], 
     assert not is_done(done[0], NAME, "parquet", done[1])
 
 
-def test_a_commit_record_with_more_or_fewer_fields_is_not_done(done: tuple[Path, str]) -> None:
+def test_a_commit_record_that_lacks_a_field_or_has_a_wrong_one_is_not_done(
+    done: tuple[Path, str],
+) -> None:
     record = done[0] / f"{NAME}.json"
-    content = json.loads(record.read_text())
-    for change in ({"more": 1}, {"rows": None}):
-        edited = {**content, **change}
-        if change == {"rows": None}:
-            del edited["rows"]
-        del edited["sealed"]
+    content = {k: v for k, v in json.loads(record.read_text()).items() if k != "sealed"}
+    fewer = {k: v for k, v in content.items() if k != "rows"}
+    for edited in (fewer, {**content, "rows": "240"}, {**content, "sha256": "../../x"}):
         record.write_text(sealed(edited))
         assert not is_done(done[0], NAME, "parquet", done[1])
+
+
+def test_a_commit_record_of_a_newer_version_is_not_made_again(done: tuple[Path, str]) -> None:
+    record = done[0] / f"{NAME}.json"
+    content = {k: v for k, v in json.loads(record.read_text()).items() if k != "sealed"}
+    record.write_text(sealed({**content, "more": 1}))
+    with pytest.raises(NewerVersionError, match=r"a field 'more'"):
+        is_done(done[0], NAME, "parquet", done[1])
 
 
 def test_a_digit_changed_in_a_commit_record_is_found(done: tuple[Path, str]) -> None:

@@ -19,6 +19,7 @@ from builder.build.work import Ledger, WorkFolder, begun_project
 from builder.record.plan import Plan
 from fgbg_dataset import (
     FgbgDataset,
+    NewerVersionError,
     OutputError,
     RecipeMismatchError,
     UnfinishedError,
@@ -66,7 +67,7 @@ def begun(sources: tuple[Path, Path], tmp_path: Path) -> WorkFolder:
     ("content", "by"),
     [
         (None, "before 0.1.0"),
-        ('{"version": 3, "fgbg": "9.9"}', "9.9"),
+        ('{"version": 1, "fgbg": "0.0.1"}', "0.0.1"),
         ("{", "that cannot be read"),
         ("[]", "that cannot be read"),
     ],
@@ -81,9 +82,29 @@ def test_a_work_folder_of_another_version_is_refused(
     before = files_of(begun.path)
     with pytest.raises(OutputError) as caught:
         build(sources, begun.out)
+    assert files_of(begun.path) == before
     assert str(caught.value) == (
         f"{begun.path} is the unfinished build of another version of fgbg ({by}); finish it with "
         "that version, or delete the folder to start again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('{"version": 3, "fgbg": "9.9"}', "format 3"),
+        ('{"version": 2, "fgbg": "9.9", "engine": "x"}', "it has a field 'engine'"),
+    ],
+)
+def test_a_work_folder_of_a_newer_version_says_so_and_stays(
+    begun: WorkFolder, sources: tuple[Path, Path], content: str, what: str
+) -> None:
+    (begun.path / "version.json").write_text(content)
+    before = files_of(begun.path)
+    with pytest.raises(NewerVersionError) as caught:
+        build(sources, begun.out)
+    assert str(caught.value).startswith(
+        f"{begun.path / 'version.json'} was made by a newer fgbg-dataset ({what}); upgrade"
     )
     assert files_of(begun.path) == before
 
