@@ -267,7 +267,7 @@ class Composed:
             skip_bad=True,
             cache_dir=str(folder / "cache"),
         )
-        self._stream = builder.as_streaming_dataset("train", with_depth=False).take(len(work.ids))
+        self._stream = builder.as_array_stream("train").take(len(work.ids))
         self._reader = reader
 
     def arrays(self) -> Iterator[Any]:

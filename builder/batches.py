@@ -64,6 +64,12 @@ class RecordReader:
             )
         self._codec = DepthCodec(pinned.recipe, pinned.depth) if pinned.depth else None
 
+    def __repr__(self) -> str:
+        recipe, info = self.pinned.recipe, self.pinned.depth
+        depth = f"{recipe.depth_format} in {info.unit}" if info else None
+        mean, std = ([round(float(n), 3) for n in values] for values in (self.mean, self.std))
+        return f"RecordReader(size={recipe.size}, depth={depth!r}, mean={mean}, std={std})"
+
     @classmethod
     def of(
         cls,

@@ -82,7 +82,7 @@ class Source:
         elif self.reader.pinned.depth:
             stream = self.builder.as_streaming_dataset(split)
         else:  # composition alone: thousands of records a second
-            return self.builder.as_streaming_dataset(split, with_depth=False)
+            return self.builder.as_array_stream(split)
         return self.reader.undecoded(stream)  # pictures stay bytes for the reader, which is faster
 
 

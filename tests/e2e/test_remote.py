@@ -88,7 +88,8 @@ def test_a_build_to_s3_is_a_local_build_and_can_be_checked_and_loaded(
 
     done = fgbg("build", *sources, OUT, *SMALL, "--workers", "2")
     assert f"120 records in {OUT} (" in done.stdout
-    assert f'load_dataset("parquet", data_files="{OUT}/data/train-*")' in done.stdout
+    load = f'load_dataset("parquet", data_files="{OUT}/data/train-*", split="train")'
+    assert load in done.stdout
     assert stored(store) == files_of(undisturbed)
     assert store.ls(f"{BUCKET}/a", detail=False) == [f"{BUCKET}/a/mine"]
     again = json.loads(fgbg("build", *sources, OUT, *SMALL, "--json").stdout)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
@@ -19,6 +22,7 @@ from builder.record.composition import pixel_hash
 from builder.record.plan import random_words
 from builder.streaming import units_of
 from fgbg_dataset import FgbgDataset
+from tests.limits import HANG_S
 
 RECIPE: dict[str, Any] = {
     "placements": 8,
@@ -38,7 +42,7 @@ def builder(sources, tmp_path):
 
 @pytest.fixture
 def stream(builder):
-    return builder.as_streaming_dataset("train", with_depth=False)
+    return builder.as_array_stream("train")
 
 
 def ids(rows: Iterable[dict[str, Any]]) -> list[int]:
@@ -93,12 +97,12 @@ def test_arrays_are_the_stored_records_before_encoding(builder, stream):
 
 
 def test_a_dict_of_all_splits_and_no_other_split(builder):
-    streams = builder.as_streaming_dataset(with_depth=False)
+    streams = builder.as_array_stream()
     assert {name: len(list(stream)) for name, stream in streams.items()} == {
         name: split.n_records for name, split in builder.plan.splits.items()
     }
     with pytest.raises(ValueError, match=r"no split 'train\[:5\]'; there are train, unseen_back"):
-        builder.as_streaming_dataset("train[:5]", with_depth=False)
+        builder.as_array_stream("train[:5]")
 
 
 def test_the_reader_makes_batches_of_arrays(builder, stream):
@@ -231,15 +235,15 @@ def counted(builder, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("with_depth", [False, True])
+@pytest.mark.parametrize("kind", ["as_array_stream", "as_streaming_dataset"])
 @pytest.mark.parametrize("epoch", [0, 2])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_resume_is_exact_and_costs_next_to_nothing(builder, counted, with_depth, epoch, shuffled):
+def test_resume_is_exact_and_costs_next_to_nothing(builder, counted, kind, epoch, shuffled):
     # `shuffle` interleaves ten units, and looks one row ahead in each.
     again = 2 * 10 if shuffled else 0
 
     def fresh() -> Any:
-        stream = builder.as_streaming_dataset("train", with_depth=with_depth)
+        stream = getattr(builder, kind)("train")
         stream = stream.shuffle(seed=3, buffer_size=1) if shuffled else stream
         stream.set_epoch(epoch)
         return stream
@@ -293,3 +297,230 @@ def test_what_datasets_tells_its_streams_is_what_we_use():
     state = told.state_dict()
     assert state["epoch"] == 7
     assert state["examples_iterable"]["shard_idx"] == 2
+
+
+# --- streams as data sets -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(builder, tmp_path):
+    """The stored set, streamed from its files."""
+    out = tmp_path / "set"
+    options = BuildOptions(progress=False)
+    builder.download_and_prepare(out, file_format="parquet", num_proc=1, options=options)
+    return datasets.load_dataset(str(out), split="train", streaming=True)
+
+
+def pixels(row: dict[str, Any]) -> tuple[bytes, bytes]:
+    return np.asarray(row["fg_bg"]).tobytes(), np.asarray(row["mask"]).tobytes()
+
+
+def test_rows_without_depth_are_those_of_the_set_without_that_column(sources, tiny_model, tmp_path):
+    """Leaving depth out once changed rows to arrays."""
+    recipe = {**RECIPE, "placements": 1, "depth_model": str(tiny_model), "depth_input": 64}
+    builder = FgbgDataset(*sources, **recipe, cache_dir=str(tmp_path))
+    whole, part = (
+        builder.as_streaming_dataset("unseen_both", with_depth=depth) for depth in (True, False)
+    )
+    assert part.column_names == [name for name in whole.column_names if name != "depth"]
+    rows = list(whole)
+    assert [row["depth"].mode for row in rows] == ["I;16"] * len(rows)
+    assert [{**row, "depth": one["depth"]} for row, one in zip(part, rows, strict=True)] == rows
+
+
+def test_several_splits_are_one_stream(builder):
+    splits = builder.as_array_stream()
+    both = builder.as_array_stream("unseen_both + unseen_background")
+    assert ids(both) == ids(splits["unseen_both"]) + ids(splits["unseen_background"])
+    assert sorted(ids(builder.as_streaming_dataset("all"))) == list(range(builder.plan.n_records))
+    both.set_epoch(1)
+    state = next(both.state_dict() for _ in both)
+    again = builder.as_array_stream("unseen_both+unseen_background")
+    again.load_state_dict(state)
+    assert ids(again) == ids(both)[1:]
+
+
+@pytest.mark.parametrize("join", [datasets.interleave_datasets, datasets.concatenate_datasets])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_streams_of_arrays_join(builder, sources, tmp_path, join, epoch):
+    """They had no features, and their arrays have none that `datasets` could guess."""
+    other = FgbgDataset(*sources, **{**RECIPE, "seed": 9}, cache_dir=str(tmp_path / "other"))
+    parts = [b.as_array_stream("unseen_both") for b in (builder, other)]
+    joined = join(parts)
+    assert joined.features == parts[0].features
+    for stream in (joined, *parts):
+        stream.set_epoch(epoch)
+    rows, wanted = list(joined), [list(part) for part in parts]
+    if join is datasets.interleave_datasets:
+        wanted = [[row for pair in zip(*wanted, strict=True) for row in pair][:-1]]
+    for row, due in zip(rows, itertools.chain(*wanted), strict=True):
+        assert row.keys() == due.keys()
+        assert all(np.array_equal(row[name], due[name]) for name in row)
+        assert (row["fg_bg"].dtype, row["mask"].shape) == (np.uint8, (48, 48))
+
+
+@pytest.mark.parametrize("first", ["stored", "made"])
+def test_stored_and_made_records_mix(builder, stored, first):
+    made = builder.as_streaming_dataset("train")
+    pair = [stored, made] if first == "stored" else [made, stored]
+    mixed = datasets.interleave_datasets(pair, probabilities=[0.5, 0.5], seed=3)
+    mixed.set_epoch(1)
+    made.set_epoch(1)
+    kinds = {pixels(row): "stored" for row in stored} | {pixels(row): "made" for row in made}
+    found = [kinds[pixels(row)] for row in mixed]
+    assert min(found.count("stored"), found.count("made")) > N_TRAIN // 4
+    made.set_epoch(0)
+    both = datasets.concatenate_datasets(pair)
+    assert [pixels(row) for row in both] == [pixels(row) for row in itertools.chain(*pair)]
+
+
+def test_a_mix_resumes_at_the_next_record(builder, stored):
+    def mixed() -> Any:
+        pair = [builder.as_streaming_dataset("train"), stored]
+        stream = datasets.interleave_datasets(pair, stopping_strategy="all_exhausted")
+        stream.set_epoch(2)
+        return stream
+
+    wanted = [pixels(row) for row in mixed()]
+    stream = mixed()
+    got = [pixels(row) for row in itertools.islice(stream, 41)]
+    state = json.loads(json.dumps(stream.state_dict()))
+    rest = mixed()
+    rest.load_state_dict(state)
+    assert got + [pixels(row) for row in rest] == wanted
+
+
+VIEWS = {
+    "plain": lambda stream: stream,
+    "shuffled": lambda stream: stream.shuffle(seed=1, buffer_size=4),
+    "mapped": lambda stream: stream.map(lambda row: row),
+    "filtered": lambda stream: stream.filter(lambda row: row["record_id"] % 2),
+    "part": lambda stream: stream.skip(3).take(20).select_columns(["fg_bg", "mask", "bbox"]),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_torch_pictures_are_uint8(builder, view):
+    """`datasets` makes int64 of every array of whole numbers."""
+    for format_first in (True, False):
+        for stream, shapes in (
+            (builder.as_array_stream("train"), ((48, 48, 3), (48, 48))),
+            (builder.as_streaming_dataset("train"), ((3, 48, 48), (1, 48, 48))),
+        ):
+            plain = next(iter(VIEWS[view](stream)))
+            formatted = (
+                VIEWS[view](stream.with_format("torch"))
+                if format_first
+                else VIEWS[view](stream).with_format("torch")
+            )
+            row = next(iter(formatted))
+            assert (row["fg_bg"].dtype, row["mask"].dtype) == (torch.uint8, torch.uint8)
+            assert (row["fg_bg"].shape, row["mask"].shape) == shapes
+            assert row["bbox"].tolist() == plain["bbox"]
+            picture = row["fg_bg"] if shapes[0][2] == 3 else row["fg_bg"].permute(1, 2, 0)
+            np.testing.assert_array_equal(picture, np.asarray(plain["fg_bg"]))
+    batch = next(formatted.iter(batch_size=5))
+    assert (batch["fg_bg"].shape, batch["fg_bg"].dtype) == ((5, *shapes[0]), torch.uint8)
+
+
+def test_torch_pictures_of_workers_and_of_joined_streams(builder):
+    streams = [builder.as_array_stream(name).with_format("torch") for name in ("train", "all")]
+    joined = datasets.concatenate_datasets(streams)
+    for stream in (streams[0], joined):
+        batch = next(iter(DataLoader(stream, 4, num_workers=1, multiprocessing_context="spawn")))
+        assert (batch["fg_bg"].shape, batch["fg_bg"].dtype) == ((4, 48, 48, 3), torch.uint8)
+
+
+def test_arrays_cost_no_encoding(builder, monkeypatch):
+    """With features given, `datasets` would pass every row through its own encoding."""
+    from datasets import Features
+
+    calls: list[Any] = []
+    monkeypatch.setattr(Features, "encode_example", lambda *row: calls.append(row))
+    assert len(list(builder.as_array_stream("train"))) == N_TRAIN
+    assert calls == []
+
+
+# --- resuming in a new process ------------------------------------------------------------------
+
+RESUMED = """
+import itertools, json, sys
+from fgbg_dataset import FgbgDataset
+
+kind, view, epoch, start, stop, workers, *folders = sys.argv[1:]
+recipe, state, epoch = json.load(sys.stdin), None, int(epoch)
+recipe, state = recipe["recipe"], recipe["state"]
+
+
+def main():
+    stream = getattr(FgbgDataset(*folders[:2], **recipe, cache_dir=folders[2]), kind)("train")
+    if view == "shuffled":
+        stream = stream.shuffle(seed=4, buffer_size=1)
+    loader = stream
+    if int(workers):
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        loader = StatefulDataLoader(stream, None, num_workers=int(workers))
+    if state is None:
+        stream.set_epoch(epoch)
+    else:
+        loader.load_state_dict(state)
+    rows = []
+    for row in itertools.islice(loader, int(stop) - int(start)):
+        rows.append([int(row["record_id"]), [int(n) for n in row["bbox"]]])
+    json.dump({"rows": rows, "state": loader.state_dict()}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "view", "workers"),
+    [("as_array_stream", "plain", 0), ("as_streaming_dataset", "shuffled", 0),
+     ("as_array_stream", "plain", 2)],
+)  # fmt: skip
+def test_a_new_process_goes_on_in_the_epoch_of_the_state(sources, tmp_path, kind, view, workers):
+    """Nobody calls `set_epoch` there: the state alone says that the epoch is 2."""
+    script = tmp_path / "resume.py"
+    script.write_text(RESUMED)
+
+    def process(start: int, stop: int, state: Any) -> dict[str, Any]:
+        arguments = map(str, (kind, view, 2, start, stop, workers, *sources, tmp_path / "cache"))
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            input=json.dumps({"recipe": RECIPE, "state": state}),
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+        )
+        assert done.returncode == 0, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    builder = FgbgDataset(*sources, **RECIPE, cache_dir=str(tmp_path / "cache"))
+    wanted = builder.as_array_stream("train")
+    wanted.set_epoch(2)
+    first = process(0, 50, None)
+    second = process(50, 1000, first["state"])
+    rows = [(record_id, tuple(bbox)) for record_id, bbox in first["rows"] + second["rows"]]
+    assert len(rows) == N_TRAIN
+    assert dict(rows) == places(wanted)
+
+
+# --- what it says of itself ---------------------------------------------------------------------
+
+
+def test_builder_and_reader_have_a_short_repr(builder, sources):
+    text = repr(builder)
+    assert text.startswith(f"FgbgDataset({str(sources[0])!r}, {str(sources[1])!r}, placements=8, ")
+    assert "depth_model='none'" in text
+    assert "seed" not in text  # as it is by default
+    assert repr(builder.reader()).startswith("RecordReader(size=48, depth=None, mean=[0.")
+
+
+def test_info_has_a_description_and_a_homepage(builder):
+    assert "exact masks" in builder.info.description
+    assert builder.info.homepage.startswith("https://")
+    assert builder.as_array_stream("train").info.description == builder.info.description
