@@ -104,7 +104,9 @@ class DepthInfo:
     """What a depth model's output means and how it is stored, fixed for a whole set.
 
     Stored value v (uint16) = round(prediction * scale), 0 = unknown. For a metric model the
-    prediction is in metres and scale is 1000, so v is in mm. `near`, `far` bound known values.
+    prediction is in metres and scale is 1000, so v is in mm. `near`, `far` bound known values:
+    what is nearer is `near`; what lies beyond `far` is stored as `far` or, where a metric model
+    says more than 16 bits hold, as unknown.
 
     Raises:
         RecipeError: a field has the wrong type or a value that it cannot have.
@@ -121,6 +123,7 @@ class DepthInfo:
     scale: Annotated[float, Between(1e-6, 1e6)]
     near: Annotated[int, Between(1, "far")]
     far: Annotated[int, Between(1, _MAX_STORED)]
+    beyond: Literal["far", "unknown"] = field(default="far", metadata={"before": "far"})
 
     def __post_init__(self) -> None:
         check(self)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.build.shards import stored_name, write_shard
-from builder.depth.estimator import DepthEstimator
+from builder.depth import DepthEstimator
 from builder.files import write_text
 from builder.layout import RECIPE_FILE, SOURCES_FILE, shard_file
 from builder.pinned import DepthInfo, PinnedRecipe

@@ -1,39 +1,23 @@
-"""Depth by any Transformers depth-estimation model: composites in, stored units out.
-
-`locate_model` finds the weights and says what they measure without loading torch;
-`DepthEstimator` loads and runs them. Only safetensors are read, and no code from a model's folder.
-"""
+"""Depth by any Transformers depth-estimation model: composites in, stored units out."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
-from builder.depth.model_folder import (
-    bounded,
-    check_numbers,
-    pixel_scaling,
-    read_config,
-    weight_files,
-)
+from builder.depth.choice import Backend, Device, pick_backend, pick_device
+from builder.depth.model_folder import bounded, pixel_scaling, read_config, weight_files
+from builder.depth.models import DepthModel
 from builder.errors import DepthModelError
-from builder.files import sha256_file
-from builder.hub import is_hub_id, request_errors, why
-from builder.pinned import DepthInfo
-from builder.recipe import DEMO_DEPTH_MODEL, DepthMeaning, Precision, Recipe
-from builder.sources import demo_folders
+from builder.recipe import Recipe
 from builder.untrusted import printable
 
 if TYPE_CHECKING:
@@ -43,279 +27,11 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda", "mps")
-Backend = Literal["auto", "torch", "openvino"]
-BACKENDS: tuple[Backend, ...] = ("auto", "torch", "openvino")
-
-# Largest mean shift of depth against float32 that precision 'auto' accepts: as much as storing it
-# at the default precision may do.
-MAX_SHIFT = 0.005
-
-_MM_PER_M = 1000.0
-_MAX_STORED = 65535
 _CPU_BATCH, _GPU_BATCH = 2, 32
 # What libraries say that raise no error of its own for it.
 _NO_MEMORY = re.compile(
     "out of memory|can't allocate|failed to allocate|not enough memory|bad[_ ]alloc", re.IGNORECASE
 )
-
-# What `predicted_depth` of a model type is. Depth Anything says it in its config; Depth Pro
-# predicts inverse depth for a focal length of one image width, made metric by its field of view.
-_KINDS: dict[str, DepthMeaning] = {
-    "densedepth": "metric",
-    "depth_pro": "metric",
-    "dpt": "relative-inverse",
-    "glpn": "metric",
-    "zoedepth": "metric",
-}
-
-# Stored units per unit of a relative prediction: keeps the usual range inside 16 bits.
-_RELATIVE_SCALE = {"dpt": 10.0}
-_OTHER_RELATIVE_SCALE = 100.0
-
-
-@dataclass(frozen=True)
-class DepthModel:
-    """A depth model's folder on this machine, and what its output means."""
-
-    folder: Path
-    info: DepthInfo
-
-
-def locate_model(recipe: Recipe) -> tuple[Recipe, DepthModel | None]:
-    """Find the recipe's depth model and pin its revision.
-
-    A Hub id is downloaded (JSON and safetensors only) through huggingface_hub; a checkpoint file
-    of DenseDepth is converted as `fgbg convert-depth` does without options.
-
-    Returns:
-        The recipe, with `depth_revision` set to the commit of a Hub model and `precision` to what
-        'auto' leads to here (only this loads torch); and the model, None for 'none'.
-
-    Raises:
-        DepthModelError: there is no such model, or it is of no use here.
-    """
-    if not recipe.has_depth:
-        return replace(recipe, precision="float32"), None
-    name = str(recipe.depth_model)
-    if name == DEMO_DEPTH_MODEL:
-        folder = Path(__file__).parents[1] / "demo" / "depth"
-    elif Path(name).is_dir():
-        folder = Path(name)
-    elif Path(name).is_file():
-        folder = _converted(Path(name))
-    elif is_hub_id(name) and not Path(name).exists():
-        folder = _download(name, recipe.depth_revision)
-        recipe = replace(recipe, depth_revision=folder.name)
-    else:
-        raise DepthModelError(
-            f"depth model {name!r} is neither a folder, a checkpoint file nor a Hub id such as "
-            "'depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf'."
-        )
-    model = DepthModel(folder, _describe(name, folder, recipe))
-    if recipe.precision == "auto":
-        recipe = replace(recipe, precision=_fastest_precision(model, recipe))
-    if recipe.precision == "mixed" and model.info.model_type != "densedepth":
-        raise DepthModelError(
-            f"precision 'mixed' is for DenseDepth, and depth model {name!r} is of type "
-            f"{model.info.model_type!r}; use --precision float32, bfloat16 or auto."
-        )
-    return recipe, model
-
-
-def _converted(checkpoint: Path) -> Path:
-    """Convert a DenseDepth checkpoint file once, into the Hugging Face cache."""
-    from huggingface_hub.constants import HF_HOME
-
-    folder = Path(HF_HOME) / "fgbg" / "densedepth" / sha256_file(checkpoint)
-    if not folder.is_dir():
-        from builder.depth.densedepth.convert_densedepth import convert
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        convert(checkpoint, folder)
-    return folder
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except request_errors() as error:
-        raise DepthModelError(f"depth model {repo_id!r} {why(error, revision)}.") from None
-
-
-def _describe(name: str, folder: Path, recipe: Recipe) -> DepthInfo:
-    config = read_config(name, folder)
-    check_numbers(name, config)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise DepthModelError(
-            f"depth model {name!r}: {folder}/config.json has no model_type; give the folder of a "
-            "Transformers model."
-        )
-    weights = weight_files(name, folder, config)
-    info = DepthInfo(
-        model=name,
-        revision=recipe.depth_revision,
-        weights_sha256=_hash_files(weights),
-        model_type=model_type,
-        kind="metric",
-        quantity="depth",
-        unit="mm",
-        scale=_MM_PER_M,
-        # The log code of jpeg8 needs a nearest depth above a millimetre to spend its levels well.
-        near=100,
-        far=_MAX_STORED,
-    )
-    kind = recipe.depth_kind
-    if kind == "auto":
-        kind = _kind_of(name, model_type, config)
-    if kind == "metric":
-        if model_type != "densedepth":
-            return info
-        try:
-            high = float(config.get("max_depth", 10.0))
-            low = float(config.get("min_depth") or high / 100)
-            near, far = max(1, round(low * _MM_PER_M)), min(_MAX_STORED, round(high * _MM_PER_M))
-        except (TypeError, ValueError, OverflowError):
-            raise DepthModelError(
-                f"depth model {name!r}: max_depth or min_depth in its config.json is no number."
-            ) from None
-        return replace(info, near=near, far=far)
-    scale = _RELATIVE_SCALE.get(model_type, _OTHER_RELATIVE_SCALE)
-    inverse = kind == "relative-inverse"
-    return replace(
-        info,
-        kind="relative",
-        quantity="inverse_depth" if inverse else "depth",
-        unit=f"1/{scale:g} of the prediction",
-        scale=scale,
-        near=1,
-    )
-
-
-def _kind_of(name: str, model_type: str, config: dict[str, Any]) -> DepthMeaning:
-    if model_type == "depth_anything":
-        metric = config.get("depth_estimation_type") == "metric"
-        return "metric" if metric else "relative-inverse"
-    if model_type not in _KINDS:
-        raise DepthModelError(
-            f"depth model {name!r} is of type {model_type!r}; what that predicts is not known. "
-            "Say it with --depth-kind metric (metres), relative-depth or relative-inverse."
-        )
-    return _KINDS[model_type]
-
-
-def _hash_files(paths: list[Path]) -> str:
-    """Sha256 of a file, or of the sha256 of several in name order."""
-    digests = [sha256_file(path) for path in paths]
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
-
-
-def pick_device(device: Device) -> str:
-    """Return the device that 'auto' stands for here, or check that the one asked for is there.
-
-    Raises:
-        DepthModelError: the device is not available.
-    """
-    import torch
-
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if device == "auto":
-        return next(name for name, there in available.items() if there)
-    if not available[device]:
-        raise DepthModelError(
-            f"device {device!r} is not available to this PyTorch; use --device auto or cpu."
-        )
-    return device
-
-
-def pick_backend(
-    backend: Backend, model_type: str, precision: Precision, device: str
-) -> Literal["torch", "openvino"]:
-    """Return the backend that 'auto' stands for here, or check that the one asked for can be used.
-
-    Raises:
-        DepthModelError: OpenVINO is asked for and is of no use here.
-    """
-    if backend == "torch":
-        return backend
-    reason = None
-    if model_type != "densedepth":
-        reason = f"runs DenseDepth only, not {model_type!r}; use --backend torch"
-    elif device != "cpu":
-        reason = f"runs on the processor, not on {device!r}; use --device cpu or --backend torch"
-    elif find_spec("openvino") is None:
-        reason = "is not installed; run `pip install fgbg-dataset[openvino]` or use --backend torch"
-    elif precision != "float32" and not _openvino_has_bfloat16():
-        reason = f"has no bfloat16 on this processor for precision {precision}; use --backend torch"
-    if reason is None:
-        return "openvino"
-    if backend == "auto":
-        return "torch"
-    raise DepthModelError(f"backend 'openvino' {reason}.")
-
-
-def _openvino_has_bfloat16() -> bool:
-    from builder.depth.backends import openvino_has_bfloat16
-
-    return openvino_has_bfloat16()
-
-
-def precision_shifts(
-    model: DepthModel, recipe: Recipe, *, device: Device = "auto", backend: Backend = "torch"
-) -> dict[Precision, float]:
-    """Measure how far the faster precisions move a model's depth; fastest first.
-
-    On a fixed set: every third of the bundled backgrounds, at the recipe's size.
-
-    Returns:
-        By precision, the mean of |depth - depth32| / depth32 over the pixels that depth32, the
-        depth in float32, knows.
-
-    Raises:
-        DepthModelError: the model cannot be loaded or run.
-    """
-    size = (recipe.size, recipe.size)
-    files = sorted(demo_folders()[1].glob("*.jpg"))[::3]
-    pictures = np.stack([np.asarray(Image.open(f).convert("RGB").resize(size)) for f in files])
-
-    def depth(precision: Precision) -> npt.NDArray[np.float64]:
-        chosen = replace(recipe, precision=precision)
-        estimator = DepthEstimator(model, chosen, device=device, backend=backend, batch_size=1)
-        return np.concatenate([estimator(picture[None]) for picture in pictures]).astype(float)
-
-    exact = depth("float32")
-    known = exact > 0
-    shifts: dict[Precision, float] = {}
-    faster: tuple[Precision, ...] = ("bfloat16", "mixed")
-    for precision in faster:
-        if precision != "mixed" or model.info.model_type == "densedepth":
-            ratio = depth(precision)[known] / exact[known]
-            shifts[precision] = float(np.abs(ratio - 1).mean())
-    return shifts
-
-
-def _fastest_precision(model: DepthModel, recipe: Recipe) -> Precision:
-    """Return what precision 'auto' leads to for a model on this machine."""
-    import torch
-
-    from builder.depth.backends import has_fast_bfloat16
-
-    if has_fast_bfloat16(torch.device(pick_device("auto"))):
-        for precision, shift in precision_shifts(model, recipe).items():
-            if shift < MAX_SHIFT:  # false for NaN, of a picture without a known pixel
-                return precision
-    return "float32"
 
 
 def _pixel_settings(name: str, folder: Path) -> dict[str, Any]:
@@ -405,6 +121,13 @@ def _load_network(model: DepthModel) -> Any:
         raise DepthModelError(
             f"{name} lacks {len(absent)} weights, or has them in another shape: {listed}."
         )
+    for key, value in network.state_dict().items():
+        # A processor's ReLU makes 0 of NaN, so that the depth of such weights may look sound.
+        if not bool(value.isfinite().all()):
+            raise DepthModelError(
+                f"{name}: its weights {key} hold NaN or infinity; the file is damaged, or the "
+                "training that made it diverged. Fetch or train it again."
+            )
     return network.eval()
 
 
@@ -435,7 +158,7 @@ class DepthEstimator:
             memory does not reach it is halved, and stays so.
 
     Raises:
-        DepthModelError: the model cannot be loaded, or not be run so.
+        DepthModelError: the model cannot be loaded, or cannot be run in this way.
     """
 
     def __init__(
@@ -458,6 +181,7 @@ class DepthEstimator:
         self.info, self.batch_size = model.info, batch_size or default
         self._input = cast("int", recipe.depth_input)
         self._run: OpenVinoBackend | TorchBackend | None = None
+        self._gives_numbers = False
         self._within_memory(self._loaded)
         self._normalise(_pixel_settings(model.info.model, model.folder))
 
@@ -534,7 +258,8 @@ class DepthEstimator:
             (B, H, W) uint16 in the stored unit (mm for a metric model), 0 where unknown.
 
         Raises:
-            DepthModelError: the model fails, or does not fit into memory.
+            DepthModelError: the model fails, gives no number for its first composites, or does not
+                fit into memory.
         """
 
         def estimate() -> npt.NDArray[np.uint16]:
@@ -556,9 +281,12 @@ class DepthEstimator:
             depth = torch.nn.functional.interpolate(
                 prediction[:count, None].float(), size=images.shape[1:3], mode="bilinear"
             )[:, 0]
+            self._check_first(depth)
             return self._store(depth)
 
     def _predict(self, pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+
         try:
             outputs = self._loaded()(pixels)
         except (RuntimeError, ValueError) as error:
@@ -569,7 +297,8 @@ class DepthEstimator:
             ) from error
         prediction = cast("torch.Tensor", outputs.predicted_depth)
         if self.info.model_type == "depth_pro" and self.info.kind == "metric":
-            return 1 / (prediction * _width_per_focal_length(outputs)).clamp(1e-4, 1e4)
+            inverse = prediction * _width_per_focal_length(outputs)
+            return torch.where(inverse.isfinite(), 1 / inverse.clamp(1e-4, 1e4), torch.nan)
         return prediction
 
     def _enlarge(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -581,7 +310,22 @@ class DepthEstimator:
             memory_format=torch.channels_last
         )
 
+    def _check_first(self, depth: torch.Tensor) -> None:
+        """Refuse a model that gives no number for the first composites; later ones are unknown."""
+        if not self._gives_numbers and not bool(depth.isfinite().any()):
+            raise DepthModelError(
+                f"depth model {self.info.model!r} gives NaN or infinity for every pixel of the "
+                f"first {len(depth)} composites in precision {self._recipe.precision}. Try "
+                "--precision float32 or another model; the training of this one may have diverged."
+            )
+        self._gives_numbers = True
+
     def _store(self, depth: torch.Tensor) -> npt.NDArray[np.uint16]:
-        stored = (depth * self.info.scale).round().clamp(self.info.near, self.info.far)
-        stored = stored.nan_to_num(nan=0.0)  # clamp keeps NaN, and NaN alone is unknown
+        import torch
+
+        scaled, info = (depth * self.info.scale).round(), self.info
+        known = scaled.isfinite()
+        if info.beyond == "unknown":
+            known &= scaled <= info.far
+        stored = torch.where(known, scaled.clamp(info.near, info.far), 0.0)
         return stored.to("cpu").numpy().astype(np.uint16)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from builder.depth import DepthEstimator, locate_model
 from builder.depth.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
-from builder.depth.estimator import DepthEstimator, locate_model
 from builder.recipe import Recipe
 
 pytestmark = [

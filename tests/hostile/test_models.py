@@ -21,7 +21,7 @@ _CANARY = "ran"
 
 _LOAD = f"""{PEAK}
 import json, sys
-from builder.depth.estimator import DepthEstimator, locate_model
+from builder.depth import DepthEstimator, locate_model
 from builder.errors import FgbgError
 from builder.recipe import Recipe
 for folder in json.load(sys.stdin):

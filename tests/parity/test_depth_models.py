@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 
-from builder.depth.estimator import DepthEstimator, locate_model
+from builder.depth import DepthEstimator, locate_model
 from builder.recipe import Recipe
 from fgbg_dataset import DepthModelError
 
@@ -122,6 +128,10 @@ def saved(request, tmp_path_factory):
         for name, bias in model.named_parameters():
             if name.startswith("head.") and name.endswith("bias"):
                 bias.fill_(0.5)
+            if name == "fov_model.head.layers.2.bias":
+                bias.fill_(50)  # degrees
+            if name == "head.layers.4.weight":  # of Depth Pro, to whom most of it were sky
+                bias.mul_(1e-3)
     folder = tmp_path_factory.mktemp(request.param)
     model.eval().save_pretrained(folder)
     if processor:
@@ -158,6 +168,91 @@ def test_stored_depth_is_the_librarys_prediction_in_its_unit(saved):
     expected = np.clip(np.rint(expected.numpy() * scale), info.near, info.far)
     assert np.abs(stored - expected).max() <= max(1, 1e-3 * expected.max())
     assert (stored > info.near).any(), "everything was clipped: this would compare nothing"
+
+
+def edited(folder: Path, target: Path, change: Callable[[Any], None]) -> Recipe:
+    """A copy of a model with changed weights, as a recipe that names it."""
+    shutil.copytree(folder, target)
+    model = hf.AutoModelForDepthEstimation.from_pretrained(folder)
+    with torch.no_grad():
+        change(model)
+    model.save_pretrained(target)
+    return Recipe(depth_model=str(target), depth_input=SIDE)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path, backend, value):
+    """OpenVINO's LeakyReLU makes a number of NaN, and the depth looks sound."""
+
+    def damage(model: Any) -> None:
+        model.encoder.stem.conv.weight[0, 0, 0, 0] = value
+
+    recipe, located = locate_model(edited(tiny_model, tmp_path / "damaged", damage))
+    with pytest.raises(DepthModelError, match=r"damaged.*encoder\.stem\.conv\.weight hold NaN"):
+        DepthEstimator(located, recipe, device="cpu", backend=backend)
+
+
+def overflow_densedepth(model: Any) -> None:
+    model.decoder.up_steps[-1].conv_b.bias.fill_(1e30)
+    model.head.weight.fill_(3e38)
+
+
+def overflow_dpt(model: Any) -> None:
+    for name, bias in model.named_parameters():
+        if name.startswith("head."):
+            bias.fill_(3e38)
+
+
+def test_a_model_that_gives_no_number_is_refused_by_its_name(tiny_model, tmp_path):
+    """Sound weights that overflow, as those of a training that is about to diverge."""
+    torch.manual_seed(0)
+    dpt()[0].save_pretrained(tmp_path / "dpt")
+    dpt()[1].save_pretrained(tmp_path / "dpt")
+    for start, overflow in ((tiny_model, overflow_densedepth), (tmp_path / "dpt", overflow_dpt)):
+        target = tmp_path / f"{start.name}-overflown"
+        recipe, located = locate_model(edited(start, target, overflow))
+        estimator = DepthEstimator(located, recipe, device="cpu", backend="torch")
+        pictures = np.full((2, SIDE, SIDE, 3), 200, np.uint8)
+        with pytest.raises(DepthModelError, match=r"overflown' gives NaN or infinity .* first 2"):
+            estimator(pictures)
+
+
+@pytest.mark.parametrize(
+    ("max_depth", "held", "beyond"),
+    [(80.0, None, "unknown"), (80.0, "far", "far"), (60.0, None, "far"), (66.0, None, "unknown")],
+)
+def test_beyond_16_bits_is_unknown(tiny_model, tmp_path, caplog, max_depth, held, beyond):
+    """Unless a set of version 0.1.0 is gone on with, which stored the farthest value there."""
+
+    def far_and_near(model: Any) -> None:
+        model.config.max_depth = max_depth
+        model.head.weight.zero_()
+        model.head.bias.fill_(1.0)  # max_depth everywhere
+
+    asked = edited(tiny_model, tmp_path / "far", far_and_near)
+    recipe, located = locate_model(asked)
+    if held:
+        was = replace(located.info, beyond=held, model="elsewhere")
+        recipe, located = locate_model(asked, was)
+        assert replace(located.info, model="elsewhere") == was
+        _, other = locate_model(asked, replace(was, weights_sha256="0" * 64))
+        assert other.info.beyond == "unknown"
+    else:
+        assert ("more than 65.535 m" in caplog.text) == (beyond == "unknown")
+    assert located.info.beyond == beyond
+    estimator = DepthEstimator(located, recipe, device="cpu", batch_size=1)
+    stored = estimator(np.zeros((1, SIDE, SIDE, 3), np.uint8))
+    far = min(65535, int(max_depth * 1000))
+    assert np.unique(stored).tolist() == [0 if beyond == "unknown" else far]
+
+
+def test_the_range_of_other_metric_models_is_read_from_their_config(saved):
+    folder, model, _, (kind, *_) = saved
+    _, located = locate_model(Recipe(depth_model=str(folder)))
+    limitless = model.config.model_type == "depth_pro"
+    assert located.info.beyond == ("unknown" if limitless else "far")
+    assert (located.info.near, located.info.far) == (1 if kind == "relative" else 100, 65535)
 
 
 def test_bfloat16_is_near_float32_and_mixed_is_refused(saved):

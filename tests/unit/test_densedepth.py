@@ -251,7 +251,8 @@ def test_metres_equal_the_centimetre_rule_and_its_guard() -> None:
     y = np.array([0.5, 1, 1.25, 3, 10, 99, 100, 250, 0, -3, np.inf, -np.inf, np.nan], np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = np.clip(1000 / y.astype(np.float64), 10, 1000) / 100
-    expected[[8, 9, 11, 12]] = 10  # y <= 0 and NaN: infinitely far
+    expected[[8, 9]] = 10  # y <= 0: infinitely far
+    expected[[10, 11, 12]] = np.nan  # infinity and NaN are no answers
     metres = inverse_depth_to_metres(torch.from_numpy(y), 0.1, 10.0)
     np.testing.assert_allclose(metres.numpy(), expected, rtol=1e-6)
 
@@ -261,10 +262,11 @@ def test_the_model_applies_the_rule_and_survives_a_head_that_predicts_nothing_us
     y = inverse_depth(model, images())[:, 0].double()
     depth = model(images()).predicted_depth
     torch.testing.assert_close(depth.double(), (80 / y.clamp(min=1)).clamp(0.8), rtol=1e-5, atol=0)
-    for bias, metres in ((-1e4, 80.0), (1e4, 0.8), (math.nan, 80.0), (math.inf, 0.8)):
+    for bias, metres in ((-1e4, 80.0), (1e4, 0.8), (math.nan, math.nan), (math.inf, math.nan)):
         torch.nn.init.constant_(model.head.bias, bias)
-        assert torch.equal(
-            model(images()).predicted_depth, torch.full((2, HEIGHT // 2, WIDTH // 2), metres)
+        expected = torch.full((2, HEIGHT // 2, WIDTH // 2), metres)
+        torch.testing.assert_close(
+            model(images()).predicted_depth, expected, rtol=0, atol=0, equal_nan=True
         )
 
 
@@ -280,10 +282,11 @@ def test_metres_stay_in_range_and_fall_with_y(
     values = torch.tensor(y, dtype=torch.float32)
     metres = inverse_depth_to_metres(values, min_depth, max_depth)
     assert metres.dtype == torch.float32
+    assert torch.equal(metres.isnan(), ~values.isfinite())
+    values, metres = values[values.isfinite()], metres[values.isfinite()]
     assert bool((metres >= np.float32(min_depth)).all() and (metres <= np.float32(max_depth)).all())
-    order = torch.nan_to_num(values, nan=-math.inf).argsort()
-    assert bool((metres[order].diff() <= 0).all())
-    finite = values[(values > 0) & values.isfinite()]
+    assert bool((metres[values.argsort()].diff() <= 0).all())
+    finite = values[values > 0]
     expected = (max_depth / finite.double()).clamp(min_depth, max_depth)
     torch.testing.assert_close(
         inverse_depth_to_metres(finite, min_depth, max_depth).double(), expected, rtol=1e-6, atol=0

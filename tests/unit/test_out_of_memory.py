@@ -21,7 +21,7 @@ import transformers as hf
 from transformers.modeling_outputs import DepthEstimatorOutput
 
 from builder.build.engine import BuildOptions
-from builder.depth.estimator import DepthEstimator, locate_model
+from builder.depth import DepthEstimator, locate_model
 from builder.recipe import Recipe
 from fgbg_dataset import DepthModelError, FgbgDataset, FgbgError
 from tests.e2e.running import files_of
@@ -184,7 +184,7 @@ def test_other_failures_are_no_lack_of_memory(tiny_model: Path) -> None:
 SCRIPT = """
 import resource, sys
 import numpy as np
-from builder.depth.estimator import DepthEstimator, locate_model
+from builder.depth import DepthEstimator, locate_model
 from builder.recipe import Recipe
 
 recipe, model = locate_model(Recipe(depth_model=sys.argv[1], depth_input=256))

@@ -14,14 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import builder.depth.estimator
+import builder.depth.choice
+import builder.depth.precision
 from builder.build.engine import BuildOptions
 from builder.build.work import WorkFolder
+from builder.depth import DepthEstimator, locate_model, precision_shifts
 from builder.depth.backends import OpenVinoBackend, TorchBackend, openvino_has_bfloat16
+from builder.depth.choice import pick_backend
 from builder.depth.densedepth import DenseDepthConfig, DenseDepthForDepthEstimation
 from builder.depth.densedepth.modeling_densedepth import DenseDepthUpStep
 from builder.depth.densedepth.tapwise import TapwiseUpStep, use_tapwise
-from builder.depth.estimator import DepthEstimator, locate_model, pick_backend, precision_shifts
 from builder.recipe import Recipe
 from fgbg_dataset import DepthModelError, FgbgDataset, PinnedRecipe
 from tests.limits import HANG_S
@@ -189,14 +191,14 @@ def test_auto_takes_the_fastest_that_shifts_too_little_to_matter(tiny_model, tmp
         ({"bfloat16": 0.006, "mixed": 0.004}, "mixed"),
         ({"bfloat16": float("nan")}, "float32"),
     ):
-        monkeypatch.setattr(builder.depth.estimator, "precision_shifts", lambda *_, m=measured: m)
+        monkeypatch.setattr(builder.depth.precision, "precision_shifts", lambda *_, m=measured: m)
         assert located(tiny_model, "auto")[0].precision == expected
 
 
 def test_auto_measures_nothing_where_bfloat16_is_not_faster(tiny_model, monkeypatch):
     monkeypatch.setattr("builder.depth.backends.has_fast_bfloat16", lambda device: False)
     monkeypatch.setattr(
-        builder.depth.estimator, "precision_shifts", lambda *_: pytest.fail("measured")
+        builder.depth.precision, "precision_shifts", lambda *_: pytest.fail("measured")
     )
     assert located(tiny_model, "auto")[0].precision == "float32"
     recipe = Recipe(depth_model="none", precision="auto")
@@ -218,7 +220,7 @@ def test_backend_that_can_not_be_used_is_refused_with_the_next_step(monkeypatch)
     assert pick_backend("auto", "densedepth", "mixed", "cpu") == "torch"
     with pytest.raises(DepthModelError, match="no bfloat16 on this processor"):
         pick_backend("openvino", "densedepth", "bfloat16", "cpu")
-    monkeypatch.setattr(builder.depth.estimator, "find_spec", lambda name: None)
+    monkeypatch.setattr(builder.depth.choice, "find_spec", lambda name: None)
     assert pick_backend("auto", "densedepth", "float32", "cpu") == "torch"
     with pytest.raises(DepthModelError, match=r"pip install fgbg-dataset\[openvino\]"):
         pick_backend("openvino", "densedepth", "float32", "cpu")

@@ -14,7 +14,7 @@ import pytest
 
 from builder.build.engine import BuildOptions, Job
 from builder.build.ray_engine import _resources, _room
-from builder.depth.estimator import DepthModel
+from builder.depth import DepthModel
 from builder.errors import FgbgError
 from tests.strategies import depth_info
 

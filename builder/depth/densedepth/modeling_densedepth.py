@@ -276,7 +276,8 @@ class DenseDepthForDepthEstimation(DenseDepthPreTrainedModel):
 
         Returns:
             `DepthEstimatorOutput` with `predicted_depth` (B, H/2, W/2), float32 metres inside
-            [min_depth, max_depth]: half the input's size, as the network is built; enlarge it with
+            [min_depth, max_depth], NaN where the network gives no number: half the input's size,
+            as the network is built; enlarge it with
             `DenseDepthImageProcessor.post_process_depth_estimation`. `loss` is a float32 scalar.
 
         Raises:
@@ -351,14 +352,14 @@ def inverse_depth_to_metres(
 ) -> torch.Tensor:
     """Turn the network's inverse depth y into metres: clip(max_depth / y, min_depth, max_depth).
 
-    Any shape and float type in, the same shape in float32 out. y <= 0 and NaN mean "infinitely
-    far" and become `max_depth`, +infinity becomes `min_depth`; nothing raises.
+    Any shape and float type in, the same shape in float32 out. y <= 0 means "infinitely far" and
+    becomes `max_depth`; NaN and infinity say nothing and become NaN.
 
     Source: arXiv 1812.11941, section 3.2 (the target is m / depth, m the maximum depth).
     """
     # Every y up to 1 is max_depth after clipping, so a floor of 1 also keeps y <= 0 from dividing.
-    floored = torch.nan_to_num(inverse_depth.float(), nan=1.0).clamp(min=1.0)
-    return (max_depth / floored).clamp(min_depth, max_depth)
+    depth_m = (max_depth / inverse_depth.float().clamp(min=1.0)).clamp(min_depth, max_depth)
+    return torch.where(inverse_depth.isfinite(), depth_m, torch.nan)
 
 
 def loss_terms(
