@@ -136,6 +136,7 @@ class FgbgConfig(datasets.BuilderConfig):
     recipe: Recipe = Recipe()
     skip_bad: bool = False
     earlier: PinnedRecipe | None = None
+    repeats: PinnedRecipe | None = None
 
     def create_config_id(
         self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
@@ -234,6 +235,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         skip_bad: go on without files that cannot be used.
         earlier: a set whose sources keep their places, splits and record ids; new files make
             records that follow. Its recipe is the default.
+        repeats: a set that is made again from its recipe; depth keeps the meaning it has there.
         cache_dir: as for every `datasets` builder; `options` may hold its other arguments too.
 
     Raises:
@@ -253,6 +255,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         recipe: Recipe | None = None,
         skip_bad: bool = False,
         earlier: PinnedRecipe | None = None,
+        repeats: PinnedRecipe | None = None,
         cache_dir: str | None = None,
         **options: Any,
     ) -> None:
@@ -268,6 +271,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             "recipe": recipe or Recipe.from_dict({**default, **chosen}),
             "skip_bad": skip_bad,
             "earlier": earlier,
+            "repeats": repeats,
             **options,
         }
         try:
@@ -334,6 +338,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                 skip_bad=config.skip_bad,
                 work=work,
                 earlier=config.earlier,
+                repeats=config.repeats,
                 progress=progress,
             )
         return self._project

@@ -292,7 +292,7 @@ def build(ctx: click.Context, /, paths: tuple[str, ...], **values: Any) -> None:
     options = _build_options(ctx, values)
     recipe, pinned = _chosen_recipe(ctx)
     earlier = pinned if pinned and pinned.stages else None
-    dataset = _dataset(foregrounds, backgrounds, recipe, values["skip_bad"], earlier)
+    dataset = _dataset(foregrounds, backgrounds, recipe, values["skip_bad"], earlier, pinned)
     _make(dataset, out, values, options)
 
 
@@ -409,10 +409,18 @@ def _dataset(
     recipe: Recipe,
     skip_bad: bool,
     earlier: PinnedRecipe | None = None,
+    repeats: PinnedRecipe | None = None,
 ) -> Any:
     from fgbg_dataset import FgbgDataset
 
-    return FgbgDataset(foregrounds, backgrounds, recipe=recipe, skip_bad=skip_bad, earlier=earlier)
+    return FgbgDataset(
+        foregrounds,
+        backgrounds,
+        recipe=recipe,
+        skip_bad=skip_bad,
+        earlier=earlier,
+        repeats=repeats,
+    )
 
 
 def _input_differences(held: PinnedRecipe | None, asked: PinnedRecipe) -> list[str]:
@@ -441,6 +449,8 @@ def _report_sources(project: Any, report: Say) -> None:
 
 def _report_build(out: Place, dataset: Any, began: float, values: dict[str, Any]) -> None:
     from builder.build import build_status
+    from builder.layout import read_statistics
+    from builder.record import unknown_depth
 
     project, state = dataset.project, build_status(out)
     result = {
@@ -456,6 +466,10 @@ def _report_build(out: Place, dataset: Any, began: float, values: dict[str, Any]
     }
     if state["finished"]:
         lines = _result_lines(out, result)
+        if project.pinned.depth:
+            splits = read_statistics(out, dataset.plan)
+            unknown = unknown_depth({name: s["statistics"] for name, s in splits.items()})
+            lines += [unknown] if unknown else []
     else:
         shards = state["splits"].values()
         done, all_ = sum(s["shards_done"] for s in shards), sum(s["shards"] for s in shards)

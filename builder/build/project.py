@@ -9,6 +9,7 @@ from typing import Protocol
 
 from builder.depth import DepthModel, locate_model
 from builder.errors import BadSourcesError, RecipeMismatchError
+from builder.layout import RECIPE_FILE, read_recipe
 from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
 from builder.record import hold_out, hold_out_more
@@ -51,6 +52,7 @@ class Project:
         skip_bad: bool = False,
         work: Begun | None = None,
         earlier: PinnedRecipe | None = None,
+        repeats: PinnedRecipe | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> Project:
         """Check and prepare the sources, find the depth model, pin the recipe.
@@ -59,6 +61,8 @@ class Project:
             work: of an interrupted build; what it prepared is used again.
             earlier: a set whose sources keep their places and splits; new ones extend it. Where
                 `work.out` holds it, a source of it need not be in the folders any more.
+            repeats: a set that is made again; depth keeps the meaning it has there, as it does in
+                a set that is extended or resumed.
             progress: called with 1 after each source file.
 
         Raises:
@@ -66,11 +70,12 @@ class Project:
             DepthModelError: the depth model cannot be found.
             RecipeMismatchError: sources of the earlier set have changed or are gone.
         """
-        held = work.held() if work and recipe.precision == "auto" else None
-        if held and held.recipe.depth_model == recipe.depth_model:
+        held = work.held() if work else None
+        if held and recipe.precision == "auto" and held.recipe.depth_model == recipe.depth_model:
             # what 'auto' led to when the build began, maybe on another machine
             recipe = replace(recipe, precision=held.recipe.precision)
-        recipe, model = locate_model(recipe)
+        before = earlier or repeats or held or (_finished(work.out) if work else None)
+        recipe, model = locate_model(recipe, before.depth if before else None)
         folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
         prepared = _prepare_both(folders, recipe, skip_bad, work, progress)
         sources = {kind: folder.sources for kind, folder in prepared.items()}
@@ -98,6 +103,11 @@ class Project:
             _with_entries(sources["background"], pinned.backgrounds),
             tuple(group for folder in prepared.values() for group in folder.duplicates),
         )
+
+
+def _finished(out: Place) -> PinnedRecipe | None:
+    """Return the recipe of the finished set in OUT, if there is one."""
+    return read_recipe(out) if (out / RECIPE_FILE).is_file() else None
 
 
 def _prepare_both(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,8 @@ from builder.untrusted import parse_json
 if TYPE_CHECKING:
     pass
 
+
+logger = logging.getLogger(__name__)
 
 ROW_GROUP_RECORDS = 100
 _MIN_PNG_BYTES = 57  # signature, header, one empty chunk of data, end
@@ -101,6 +104,8 @@ def write_shard(
     schema = schema.with_metadata({**schema.metadata, **_metadata(pinned)})
     with temporary_for(folder / f"{name}.{file_format}") as temporary:
         write_table(temporary, file_format, schema, rows, progress)
+        if pinned.depth and not statistics.depth_pixels()[0]:
+            logger.warning("%s has no pixel of known depth: the model gives none for it.", name)
         commit = Commit(
             shard=name,
             rows=statistics.rows,

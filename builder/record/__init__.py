@@ -13,7 +13,7 @@ from builder.record.encoding import (
 )
 from builder.record.plan import SPLITS, TRAIN, Ids, Plan, SplitPlan, hold_out, hold_out_more
 from builder.record.render import Record, Renderer
-from builder.record.stats import Statistics, Summary, Tally
+from builder.record.stats import Statistics, Summary, Tally, unknown_depth
 
 __all__ = [
     "ALPHA_IN_MASK",
@@ -37,4 +37,5 @@ __all__ = [
     "hold_out",
     "hold_out_more",
     "mask_pixels",
+    "unknown_depth",
 ]

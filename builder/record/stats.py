@@ -168,6 +168,11 @@ class Statistics:
         for column, count in other.size_bytes.items():
             self.size_bytes[column] = self.size_bytes.get(column, 0) + count
 
+    def depth_pixels(self) -> tuple[int, int]:
+        """Return the number of pixels whose depth is known, and of all that were counted."""
+        counts = self.tallies["depth"].counts
+        return int(counts[0, 1:].sum()), int(counts.sum())
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
         tallies = {kind: tally.to_json() for kind, tally in self.tallies.items()}
@@ -199,3 +204,19 @@ class Statistics:
 
 def _is_count(value: object, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
+
+
+def unknown_depth(parts: Mapping[str, Statistics]) -> str | None:
+    """Say how much depth is unknown, and in which parts all is; None if all is known.
+
+    Args:
+        parts: statistics of splits or files, by their names.
+    """
+    pixels = {name: part.depth_pixels() for name, part in parts.items()}
+    known, counted = (sum(numbers) for numbers in zip(*pixels.values(), strict=True))
+    if known == counted:
+        return None
+    share = f"Depth is unknown (0) in {(counted - known) / counted:.2%} of the pixels"
+    if none := [name for name, (known, counted) in pixels.items() if counted and not known]:
+        return f"{share}, and in all of {', '.join(none)}."
+    return f"{share}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields
 from functools import reduce
@@ -383,10 +384,15 @@ def _row(
         "kind": kind,
         "number": _number(number),
         "size": extent,
-        "mean": " ".join(f"{s.mean / top:.4f}" for s in summaries),
-        "std": " ".join(f"{s.std / top:.4f}" for s in summaries),
+        "mean": " ".join(_figure(s.mean / top, 4) for s in summaries),
+        "std": " ".join(_figure(s.std / top, 4) for s in summaries),
         "bytes": _number(size_bytes),
     }
+
+
+def _figure(value: float, digits: int) -> str:
+    """Return a number for a table; a dash where nothing was counted, as of depth never known."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _depth_summary(total: Statistics, pinned: PinnedRecipe) -> dict[str, str]:
@@ -395,14 +401,14 @@ def _depth_summary(total: Statistics, pinned: PinnedRecipe) -> dict[str, str]:
     figures = {
         "mean": depth.mean,
         "std": depth.std,
-        "low": depth.low,
-        "high": depth.high,
+        "low": depth.quantile(0),
+        "high": depth.quantile(1),
         "q05": depth.quantile(0.05),
         "q50": depth.quantile(0.5),
         "q95": depth.quantile(0.95),
     }
     return {
-        **{name: f"{value / scale:.3f}" for name, value in figures.items()},
+        **{name: _figure(value / scale, 3) for name, value in figures.items()},
         "unit": "m" if pinned.depth.kind == "metric" else "units of the prediction",
         "known": _number(depth.n),
         "unknown": _number(int(np.sum(total.tallies["depth"].counts)) - depth.n),

@@ -36,7 +36,16 @@ from builder.layout import (
 )
 from builder.pinned import LICENCE, PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
-from builder.record import ALPHA_IN_MASK, SPLITS, Ids, Plan, Renderer, SplitPlan, Statistics
+from builder.record import (
+    ALPHA_IN_MASK,
+    SPLITS,
+    Ids,
+    Plan,
+    Renderer,
+    SplitPlan,
+    Statistics,
+    unknown_depth,
+)
 from builder.release.access import (
     MAX_BYTES,
     Folder,
@@ -211,6 +220,8 @@ class _Verification:
                 self._notes.append(
                     "Depth was checked for size, range and grid and counted, not estimated again."
                 )
+                counts = {name: split[1] for name, split in (stated or {}).items()}
+                self._notes += filter(None, [unknown_depth(counts)] if counts else [])
         for check, n in self._by_check.items():
             if n > _MAX_PER_CHECK:
                 where = f"{n - _MAX_PER_CHECK} more"

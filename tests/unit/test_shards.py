@@ -225,6 +225,18 @@ def test_every_byte_before_the_footer_is_what_datasets_writes(
     assert bodies[0] == bodies[1]
 
 
+def test_a_shard_without_a_pixel_of_known_depth_is_named(
+    tmp_path: Path, prepared: Prepared, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = pinned_of(prepared)
+    some = list(records(held, prepared))
+    write_shard(tmp_path, "train-known", "parquet", held, some)
+    assert not caplog.records
+    none = [replace(record, depth=np.zeros_like(record.depth)) for record in some]
+    write_shard(tmp_path, "train-none", "parquet", held, none)
+    assert "train-none has no pixel of known depth" in caplog.text
+
+
 def test_load_dataset_gives_the_records_back(tmp_path: Path, prepared: Prepared) -> None:
     held = pinned_of(prepared, image_format="png")
     written(tmp_path, held, prepared)

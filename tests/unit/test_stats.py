@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.record.stats import Statistics, Summary, Tally
+from builder.record.stats import Statistics, Summary, Tally, unknown_depth
 
 
 def tally_of(values: list[int], levels: int = 256) -> Tally:
@@ -170,3 +170,18 @@ def test_nothing_counted_has_no_figures() -> None:
     nothing = Tally(10).channel(0)
     assert nothing.n == 0
     assert all(np.isnan([nothing.mean, nothing.std, nothing.quantile(0.5)]))
+
+
+def test_unknown_depth_is_said_with_the_parts_that_have_none():
+    def counted(*numbers: int) -> Statistics:
+        statistics = Statistics(4)
+        statistics.tallies["depth"].add(np.array(numbers, np.uint16))
+        return statistics
+
+    assert unknown_depth({"train": counted(5, 9), "test": counted(7)}) is None
+    assert unknown_depth({"train": counted(5, 0, 9), "test": counted(7)}) == (
+        "Depth is unknown (0) in 25.00% of the pixels."
+    )
+    assert unknown_depth({"train": counted(5, 9), "test": counted(0, 0)}) == (
+        "Depth is unknown (0) in 50.00% of the pixels, and in all of test."
+    )
