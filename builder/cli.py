@@ -468,7 +468,7 @@ def _report_build(out: Place, dataset: Any, began: float, values: dict[str, Any]
         lines = _result_lines(out, result)
         if project.pinned.depth:
             splits = read_statistics(out, dataset.plan)
-            unknown = unknown_depth({name: s["statistics"] for name, s in splits.items()})
+            unknown = unknown_depth({name: s.statistics for name, s in splits.items()})
             lines += [unknown] if unknown else []
     else:
         shards = state["splits"].values()
