@@ -143,7 +143,8 @@ class FgbgConfig(datasets.BuilderConfig):
     ) -> str:
         """Name the cache folder, so that changed sources are never mistaken for old ones."""
         folders = (self.foreground_dir, self.background_dir)
-        held = self.earlier.fingerprint if self.earlier else None
+        like = self.earlier or self.repeats
+        held = like.fingerprint if like else None
         content = [_stamps(Path(folder)) for folder in folders]
         chosen = [self.recipe.to_dict(), self.skip_bad, held, content]
         digest = datasets.fingerprint.Hasher.hash(chosen)
@@ -166,7 +167,7 @@ def _stamps(folder: Path) -> list[tuple[str, int, int]]:
                 status = Path(where, name).stat()
                 path = Path(where, name).relative_to(folder).as_posix()
                 found.append((path, status.st_size, status.st_mtime_ns))
-    return sorted(found) if found else [(file.file, 0, 0) for file in scan(folder)]
+    return sorted(found) if found else [(file.file, 0, 0) for file in scan(folder).files]
 
 
 class FgbgDatasetDict(datasets.DatasetDict):
@@ -235,7 +236,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         skip_bad: go on without files that cannot be used.
         earlier: a set whose sources keep their places, splits and record ids; new files make
             records that follow. Its recipe is the default.
-        repeats: a set that is made again from its recipe; depth keeps the meaning it has there.
+        repeats: a set that is made again from its recipe. Its sources keep their ids and pixels,
+            whatever they are called now, and depth the meaning it has there.
         cache_dir: as for every `datasets` builder; `options` may hold its other arguments too.
 
     Raises:

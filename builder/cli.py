@@ -237,8 +237,8 @@ def estimate(ctx: click.Context, /, paths: tuple[str, ...], **values: Any) -> No
     from builder.build import BuildOptions, forecast
 
     foregrounds, backgrounds, _ = _folders(paths, values["demo"], with_out=False)
-    recipe, _ = _chosen_recipe(ctx)
-    dataset = _dataset(foregrounds, backgrounds, recipe, values["skip_bad"])
+    recipe, pinned = _chosen_recipe(ctx)
+    dataset = _dataset(foregrounds, backgrounds, recipe, values["skip_bad"], repeats=pinned)
     options = BuildOptions(**{name: values[name] for name in _RUN_FIELDS})
     found = forecast(dataset.project, workers=values["workers"], options=options)
     splits: list[tuple[object, ...]] = [("split", "records", "files")]

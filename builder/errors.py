@@ -22,7 +22,9 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 # What to do about a write that fails, and would for every other file, by `OSError.errno`.
 _REMEDIES = {
@@ -67,20 +69,24 @@ class FgbgError(Exception):
 class BadSourcesError(FgbgError):
     """Source files that cannot be used, listed together before any work starts.
 
-    `problems` has (file, reason) of each; the text summarizes where one reason has many files.
+    Args:
+        problems: (file, reason) of each; the text summarizes where one reason has many files.
+        skippable: whether the others can be used without them; credits cannot be left out.
     """
 
-    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        self.problems = list(problems)
+    def __init__(self, problems: Sequence[tuple[str, str]], *, skippable: bool = True) -> None:
+        self.problems, self.skippable = list(problems), skippable
         files = "1 source" if len(problems) == 1 else f"{len(problems)} sources"
         lines = "\n".join(f"  {name}: {reason}" for name, reason in summarized(problems))
-        super().__init__(
-            f"{files} cannot be used:\n{lines}\n"
+        remedy = (
             "Repair or remove these files, or go on without them with --skip-bad (skip_bad=True)."
+            if skippable
+            else "Repair them first: credits are never left out, or licenses would be lost."
         )
+        super().__init__(f"{files} cannot be used:\n{lines}\n{remedy}")
 
-    def __reduce__(self) -> tuple[type[BadSourcesError], tuple[list[tuple[str, str]]]]:
-        return type(self), (self.problems,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), skippable=self.skippable), (self.problems,)
 
 
 class RecipeError(FgbgError, ValueError):

@@ -85,22 +85,32 @@ def _refuse_special(path: Path, status: os.stat_result) -> None:
         raise OSError(f"{printable(str(path))} is not a regular file")
 
 
-def read_text(path: Place, most_bytes: int, *, within: Path | None = None) -> str:
-    """Read a UTF-8 text file of at most `most_bytes`; see `open_regular`.
+def read_bytes(path: Place, most_bytes: int, *, within: Path | None = None) -> bytes:
+    """Read a file of at most `most_bytes`; see `open_regular`.
 
     Raises:
         OSError: it cannot be read, or is not a regular file.
-        ValueError: it is larger, or not UTF-8.
+        ValueError: it is larger.
     """
     too_large = "it has {:,} bytes; at most {:,} are read"
     if isinstance(path, StorePath):
         if (size_bytes := path.stat().st_size) > most_bytes:
             raise ValueError(too_large.format(size_bytes, most_bytes))
-        return path.read_text()
+        return path.read_bytes()
     with open_regular(path, within=within) as file:
         if (size_bytes := os.fstat(file.fileno()).st_size) > most_bytes:
             raise ValueError(too_large.format(size_bytes, most_bytes))
-        return file.read(most_bytes).decode("utf-8")
+        return file.read(most_bytes)
+
+
+def read_text(path: Place, most_bytes: int, *, within: Path | None = None) -> str:
+    """Read a UTF-8 text file as `read_bytes` does.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is larger, or not UTF-8.
+    """
+    return read_bytes(path, most_bytes, within=within).decode("utf-8")
 
 
 def sha256_file(path: Place) -> str:

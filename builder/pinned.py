@@ -76,6 +76,7 @@ class SourceEntry:
 
     `width`, `height` are in px after preparation, `source_width`, `source_height` in the file
     (after EXIF orientation, for foregrounds before trimming). `sha256` is of the file's bytes.
+    `intake` is 2 where its own bits, alpha or colour profile made its pixels; 0.1.0 knew none.
 
     Raises:
         RecipeError: a field has the wrong type or a value that it cannot have.
@@ -94,6 +95,7 @@ class SourceEntry:
     author: _Credit = field(default="", metadata={"pixels": False})
     license: _Credit = field(default="", metadata={"pixels": False, "was": LICENCE})
     url: _Credit = field(default="", metadata={"pixels": False})
+    intake: Annotated[int, Between(1, 2)] = field(default=1, metadata={"before": 1})
 
     def __post_init__(self) -> None:
         check(self)

@@ -72,6 +72,7 @@ SOURCE_COLUMNS = (
     Column("author", "string", "", "", "from credits.csv"),
     Column("license", "string", "", "", "from credits.csv"),
     Column("url", "string", "", "", "from credits.csv"),
+    Column("intake", "int32", "", "", "2: by the file's own bits, alpha or colour profile; else 1"),
 )
 
 
@@ -93,11 +94,12 @@ def record_columns(recipe: Recipe) -> tuple[Column, ...]:
 def source_columns(names: Iterable[str]) -> tuple[Column, ...]:
     """Return the columns due in a file of prepared sources that has columns of these names.
 
-    They are `SOURCE_COLUMNS`, but for what version 0.1.0 called otherwise.
+    They are `SOURCE_COLUMNS`, but for what version 0.1.0 called otherwise or had not.
     """
     if LICENCE not in names:
         return SOURCE_COLUMNS
-    return tuple(replace(c, name=LICENCE) if c.name == "license" else c for c in SOURCE_COLUMNS)
+    had = (column for column in SOURCE_COLUMNS if column.name != "intake")
+    return tuple(replace(c, name=LICENCE) if c.name == "license" else c for c in had)
 
 
 def preview_columns(recipe: Recipe) -> tuple[Column, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,9 @@ from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
 from builder.record import hold_out, hold_out_more
 from builder.remote import Place
-from builder.sources import Kind, PreparedFolder, Source, prepare
+from builder.sources import Kind, PreparedFolder, Source, prepare, refuse_overlap
+
+_log = logging.getLogger(__name__)
 
 
 class Begun(Protocol):
@@ -61,15 +64,18 @@ class Project:
             work: of an interrupted build; what it prepared is used again.
             earlier: a set whose sources keep their places and splits; new ones extend it. Where
                 `work.out` holds it, a source of it need not be in the folders any more.
-            repeats: a set that is made again; depth keeps the meaning it has there, as it does in
-                a set that is extended or resumed.
+            repeats: a set that is made again. Its sources keep their ids and pixels, and depth the
+                meaning it has there, as they do in a set that is extended or resumed.
             progress: called with 1 after each source file.
 
         Raises:
             BadSourcesError: files of either folder that cannot be used, all at once.
             DepthModelError: the depth model cannot be found.
             RecipeMismatchError: sources of the earlier set have changed or are gone.
+            FgbgError: one folder lies where another one's files are looked for.
         """
+        out = work.out if work and isinstance(work.out, Path) else None
+        refuse_overlap(foreground_dir, background_dir, out)
         held = work.held() if work else None
         if held and recipe.precision == "auto" and held.recipe.depth_model == recipe.depth_model:
             # what 'auto' led to when the build began, maybe on another machine
@@ -77,7 +83,7 @@ class Project:
         before = earlier or repeats or held or (_finished(work.out) if work else None)
         recipe, model = locate_model(recipe, before.depth if before else None)
         folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
-        prepared = _prepare_both(folders, recipe, skip_bad, work, progress)
+        prepared = _prepare_both(folders, recipe, skip_bad, work, before, progress)
         sources = {kind: folder.sources for kind, folder in prepared.items()}
         stages: tuple[tuple[int, int], ...] = ()
         if earlier is None:
@@ -115,21 +121,30 @@ def _prepare_both(
     recipe: Recipe,
     skip_bad: bool,
     work: Begun | None,
+    before: PinnedRecipe | None,
     progress: Callable[[int], object] | None,
 ) -> dict[Kind, PreparedFolder]:
     """Prepare both folders, so that the bad files of both are told together."""
     prepared: dict[Kind, PreparedFolder] = {}
     problems: list[tuple[str, str]] = []
+    skippable = True
     for kind, folder in folders.items():
-        known = work.known_sources(kind, recipe) if work else {}
         try:
             prepared[kind] = prepare(
-                folder, kind, recipe, skip_bad=skip_bad, known=known, progress=progress
+                folder,
+                kind,
+                recipe,
+                skip_bad=skip_bad,
+                known=work.known_sources(kind, recipe) if work else {},
+                like=_entries(before, kind) if before else (),
+                apart=[other for other in folders.values() if other != folder],
+                progress=progress,
             )
         except BadSourcesError as error:
             problems += error.problems
+            skippable = skippable and error.skippable
     if problems:
-        raise BadSourcesError(problems)
+        raise BadSourcesError(problems, skippable=skippable)
     return prepared
 
 
@@ -140,7 +155,7 @@ def _entries(pinned: PinnedRecipe, kind: Kind) -> tuple[SourceEntry, ...]:
 def _earlier_first(
     sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, work: Begun | None
 ) -> dict[Kind, tuple[Source, ...]]:
-    """Return the sources of an earlier set in its order, then the new ones."""
+    """Return the sources of an earlier set in its order, then those of new content."""
     arranged: dict[Kind, tuple[Source, ...]] = {}
     differences = []
     for kind, found in sources.items():
@@ -155,10 +170,21 @@ def _earlier_first(
                 differences.append(f"{kind}s: the file of {entry.id} has changed")
             else:
                 old.append(source)
-        arranged[kind] = (*old, *by_id.values())
+        arranged[kind] = (*old, *_new(by_id.values(), old))
     if differences:
         raise RecipeMismatchError(work.out if work else "the earlier set", differences)
     return arranged
+
+
+def _new(found: Iterable[Source], old: Sequence[Source]) -> list[Source]:
+    """Return the sources whose content the earlier set has not, under whatever name."""
+    held, new = {source.entry.sha256: source.entry.id for source in old}, []
+    for source in found:
+        if (id_ := held.get(source.entry.sha256)) is None:
+            new.append(source)
+        else:
+            _log.warning("%s is not added: it is %s of the set", source.entry.file, id_)
+    return new
 
 
 def _extended(

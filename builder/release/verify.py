@@ -348,8 +348,10 @@ class _Verification:
     ) -> Source | None:
         """Compare a prepared source with its entry in the recipe; None if it cannot be used."""
         where, image = f"{kind}/{entry.id}", row.pop("image")
+        # What a file of version 0.1.0 has not, or calls otherwise.
+        stated = {"intake": 1, "license": row.get(LICENCE), **row}
         for name, due in asdict(entry).items():
-            value = row.get(name, row.get(LICENCE))
+            value = stated.get(name)
             if value != due:
                 check = "credits" if name in ("author", "license", "url") else "sources"
                 self._problem(check, where, f"its {name} is {value!r}, in the recipe {due!r}")

@@ -1,18 +1,17 @@
 """Pictures in, prepared sources out."""
 
+from builder.sources.credits import license_counts, uncredited
+from builder.sources.decode import Kind
 from builder.sources.licenses import conflicts, terms
 from builder.sources.prepare import (
-    Kind,
     PreparedFolder,
     Source,
     SourceBank,
     demo_folders,
     duplicates,
-    license_counts,
     prepare,
-    scan,
-    uncredited,
 )
+from builder.sources.scan import refuse_overlap, scan
 from builder.sources.stored import read_sources, stored_columns, write_sources
 
 __all__ = [
@@ -26,6 +25,7 @@ __all__ = [
     "license_counts",
     "prepare",
     "read_sources",
+    "refuse_overlap",
     "scan",
     "stored_columns",
     "terms",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from builder.errors import NotABuildError, RecipeError
+from builder.files import open_regular
 from builder.pinned import SourceEntry
 from builder.remote import Place
 from builder.schema import SOURCE_COLUMNS, Column, source_columns
@@ -31,13 +32,14 @@ def read_sources(path: Place) -> list[Source]:
 
     Raises:
         NotABuildError: the file is missing, damaged or something else.
+        NewerVersionError: a newer version wrote it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sources = []
     try:
-        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+        with open_regular(path) as opened, pq.ParquetFile(opened) as file:
             # A picture is stored plain and has more bytes than this, so the file is no smaller.
             if file.metadata.num_rows > path.stat().st_size // _MIN_PNG_BYTES:
                 raise ValueError("it claims more rows than it can hold")
@@ -55,7 +57,7 @@ def stored_columns(path: Place) -> tuple[Column, ...]:
     """Return the columns that a file of prepared sources has; those of 0.1.0 say `licence`."""
     import pyarrow.parquet as pq
 
-    with path.open("rb") as opened:
+    with open_regular(path) as opened:
         return source_columns(pq.read_schema(opened).names)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from builder.sources.prepare import Kind
+from builder.sources.decode import Kind
 from tests.e2e.running import COMMAND
 from tests.limits import HANG_S
 

@@ -60,8 +60,8 @@ def sparse(path: Path) -> None:
         file.truncate(2**42)
 
 
-OUT = "is a link that leads out of the folder; copy the file instead"
-SPECIAL = "is no regular file but a pipe, socket or device; remove it"
+OUT = "is a link that leads out of the folder; put the file itself there (cp -RL"
+SPECIAL = "is a pipe, socket or device and not a file; remove it"
 NO_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (os.mkfifo, SPECIAL),
     "socket": (listen, SPECIAL),
@@ -129,14 +129,14 @@ NAMES = {
     "number": b"-1.png",
     "no name": b"png",
 }
-CLASHING = ("same/stem.png", "other/stem.webp", "CASE.png", "case.png")
+CLASHING = ("same/stem.png", "same/stem.webp", "CASE.png", "case.png")
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A build over all these names, some files of which cannot be used; and what was printed."""
     root = tmp_path_factory.mktemp("names")
-    for folder in ("fg/same", "fg/other", "bg"):
+    for folder in ("fg/same", "bg"):
         (root / folder).mkdir(parents=True)
     lines = [b"file,author,license,url"]
     for number, name in enumerate(NAMES.values()):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.sources.prepare import Kind
+from builder.sources.decode import Kind
 from tests.hostile.corpus import damaged, valid_files
 from tests.hostile.running import assert_sentence, prepared
 from tests.pictures import as_jpeg_of, blob, encoded, png, scene

@@ -180,7 +180,7 @@ CREDITS: dict[str, tuple[bytes, str]] = {
     "nul": (HEAD + b"a.png,A\0B,MIT,u\n", "line 2 holds control characters"),
     "escape": (HEAD + b"a.png,\x1b[31mred,MIT,u\n", "line 2 holds control characters"),
     "direction": (HEAD + "a.png,\u202egnp,MIT,u\n".encode(), "line 2 holds control characters"),
-    "utf-16": ("file,author,license,url\n".encode("utf-16"), "cannot be read as CSV in UTF-8 ("),
+    "half of utf-16": (HEAD.decode().encode("utf-16")[:-1], "cannot be read as CSV in UTF-8 ("),
     "utf-16 without mark": (HEAD.decode().encode("utf-16-le"), "has no column file, author,"),
     "huge cell": (HEAD + b"a.png," + b"x" * 100_000 + b",MIT,u\n", "a cell of more than 2000"),
     "endless cell": (HEAD + b"a.png," + b"x" * 10**6 + b",MIT,u\n", "field larger than"),
@@ -225,7 +225,7 @@ def test_a_hundred_thousand_wrong_lines_are_told_in_few(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda path: os.mkfifo(path), "is no regular file but a pipe"),
+        (lambda path: os.mkfifo(path), "is a pipe, socket or device"),
         (lambda path: path.symlink_to("/dev/zero"), "is a link that leads out of the folder"),
         (lambda path: path.symlink_to(path), "cannot be read; check that it is there"),
         (lambda path: path.mkdir(), "cannot be read as CSV in UTF-8 ("),
@@ -388,7 +388,7 @@ def test_prepared_sources_with_any_bits_flipped_are_read_or_refused(copied: Path
         try:
             for source in read_sources(path):
                 assert max(source.entry.width, source.entry.height) <= 4096
-        except NotABuildError as error:
+        except (NotABuildError, NewerVersionError) as error:  # newer: the name of a column
             assert_sentence(str(error))
             refused += 1
     assert refused > 50

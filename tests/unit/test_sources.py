@@ -19,15 +19,9 @@ from PIL import Image, ImageOps
 from builder.errors import BadSourcesError, FgbgError
 from builder.recipe import Recipe
 from builder.record.composition import cut_out, paste
-from builder.sources.prepare import (
-    PreparedFolder,
-    Source,
-    SourceBank,
-    license_counts,
-    prepare,
-    scan,
-    uncredited,
-)
+from builder.sources.credits import license_counts, uncredited
+from builder.sources.prepare import PreparedFolder, Source, SourceBank, prepare
+from builder.sources.scan import scan
 from builder.untrusted import printable
 from tests.pictures import blob, encoded, png, scene
 
@@ -536,9 +530,10 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     (folder / "outside.png").symlink_to(secret)
     with pytest.raises(BadSourcesError) as caught:
         prepare(folder, "background", SAME)
-    assert caught.value.problems == [
-        ("bg/outside.png", "is a link that leads out of the folder; copy the file instead")
-    ]
+    ((name, why),) = caught.value.problems
+    assert name == "bg/outside.png"
+    assert why.startswith("is a link that leads out of the folder; put the file itself there (cp")
+    assert "hf download --local-dir" in why
 
 
 def test_a_link_that_leads_nowhere_is_told_not_passed_over(tmp_path: Path) -> None:
@@ -564,7 +559,7 @@ def mixed(tmp_path: Path) -> Path:
             "empty.png": b"",
             "sub/notes.txt": b"to do",
             "twin.png": good,
-            "sub/TWIN.tif": LOSSLESS["tiff"](cutout()),
+            "TWIN.tif": LOSSLESS["tiff"](cutout()),
             "credits.csv": b"file,author,license,url\nb.png,Ann,CC0-1.0,u\nnone.png,Bob,MIT,u\n",
         },
     )
@@ -572,8 +567,8 @@ def mixed(tmp_path: Path) -> Path:
 
 PROBLEMS = [
     ("fg/credits.csv", "line 3 names 'none.png', which is not there"),
-    ("fg/sub/TWIN.tif", "has the same name (without extension) as twin.png; rename one of them"),
-    ("fg/twin.png", "has the same name (without extension) as sub/TWIN.tif; rename one of them"),
+    ("fg/TWIN.tif", "has the same name (without extension) as twin.png; rename one of them"),
+    ("fg/twin.png", "has the same name (without extension) as TWIN.tif; rename one of them"),
     ("fg/empty.png", "is empty (0 bytes)"),
     ("fg/sub/notes.txt", "is not a JPEG, PNG, WebP, TIFF or BMP image"),
 ]
@@ -594,13 +589,14 @@ def test_a_caption_beside_its_picture_does_not_spoil_it(tmp_path: Path) -> None:
 
 
 def test_a_clash_of_many_files_stays_one_short_line_each(tmp_path: Path) -> None:
-    files = {f"{i}/a.png": encoded(photo(), "PNG") for i in range(6)}
+    endings = ("bmp", "jpg", "png", "tif", "tiff", "webp")
+    files = {f"a.{ending}": encoded(photo(), "PNG") for ending in endings}
     with pytest.raises(BadSourcesError) as caught:
         prepare(folder_of(tmp_path / "bg", files), "background", SAME)
     assert len(caught.value.problems) == 6
     name, why = caught.value.problems[0]
-    assert name == "bg/0/a.png"
-    others = "1/a.png, 2/a.png, 3/a.png ..."
+    assert name == "bg/a.bmp"
+    others = "a.jpg, a.png, a.tif ..."
     assert why == f"has the same name (without extension) as {others}; rename one of them"
 
 
@@ -641,7 +637,8 @@ def test_a_missing_or_empty_folder(tmp_path: Path) -> None:
 
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     files = {"a.png": b"1", ".DS_Store": b"2", ".git/b.png": b"3", "sub/c.png": b"4"}
-    assert [f.file for f in scan(folder_of(tmp_path / "bg", files))] == ["a.png", "sub/c.png"]
+    found = scan(folder_of(tmp_path / "bg", files))
+    assert [f.file for f in found.files] == ["a.png", "sub/c.png"]
 
 
 def test_an_entry_tells_name_hash_and_sizes(tmp_path: Path) -> None:
@@ -737,10 +734,17 @@ def credit_problems(tmp_path: Path, text: str | bytes) -> list[tuple[str, str]]:
         "\ufefffile,author,license,url\r\na.png,Ann Ä,CC0-1.0,https://x\r\n",
         "URL, License ,Author,File,note\nhttps://x, CC0-1.0 ,Ann Ä,a.png,mine\n\n , , , ,\n",
         'file,author,license,url\n"a.png","Ann Ä","CC0-1.0","https://x"',
+        "file;author;license;url\r\na.png;Ann Ä;CC0-1.0;https://x\r\n",
+        "file\tauthor\tlicence\turl\na.png\tAnn Ä\tCC0-1.0\thttps://x\n",
+        "file\tauthor\tlicense\turl\na.png\tAnn Ä\tCC0-1.0\thttps://x\n".encode("utf-16"),
+        "file,author,license,url\nA.PNG,Ann Ä,CC0-1.0,https://x\n",
     ],
-    ids=["plain", "excel", "license, other order", "quoted"],
+    ids=[
+        *("plain", "excel", "licence, other order", "quoted", "semicolons", "tabs", "unicode text"),
+        "another case",
+    ],
 )
-def test_credits_are_read_and_carried(tmp_path: Path, text: str) -> None:
+def test_credits_are_read_and_carried(tmp_path: Path, text: str | bytes) -> None:
     entries = [source.entry for source in credited(tmp_path, text).sources]
     assert [(e.id, e.author, e.license, e.url) for e in entries] == [
         ("a", "Ann Ä", "CC0-1.0", "https://x"),
@@ -772,7 +776,7 @@ NAME_ALL = "its first line must name all of file, author, license, url"
          ["line 2 has 3 cells, not 4", "line 3 has 5 cells, not 4"]),
         ("file,author\n", [f"has no column license, url; {NAME_ALL}"]),
         ("", [f"has no column file, author, license, url; {NAME_ALL}"]),
-        ("file;author;license;url\n", [f"has no column file, author, license, url; {NAME_ALL}"]),
+        ("file:author:license:url\n", [f"has no column file, author, license, url; {NAME_ALL}"]),
     ],
 )  # fmt: skip
 def test_wrong_credits_are_told_by_line(tmp_path: Path, text: str, reasons: list[str]) -> None:
