@@ -6,7 +6,7 @@ import glob
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from builder.errors import PublishError, RecipeMismatchError, summarized
 from builder.finetune import finetune_command
 from builder.pinned import PinnedRecipe, load_recipe
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
+from builder.record import Plan
 from builder.remote import Place, StorePath, on_this_machine, place
 from builder.sources import demo_folders
 from builder.typed import Field, checked_fields
@@ -253,8 +254,20 @@ def estimate(ctx: click.Context, /, paths: tuple[str, ...], **values: Any) -> No
         f"({found.records / found.seconds:,.3g} records/s) and "
         f"{size(found.memory_bytes)} of memory"
     )
-    lines = [*table(splits), "", *table(columns), "", time_line]
+    lines = [*table(splits), "", *table(columns), "", time_line, *_of_the_whole(dataset.plan)]
     show(asdict(found), lines, values["as_json"])
+
+
+def _of_the_whole(plan: Any) -> Iterator[str]:
+    """Say how many records there could be, and how many of a set are copies of others."""
+    held, possible, copies = plan.n_records, plan.pinned.n_possible, plan.n_copies
+    if held < possible:
+        yield f"These are {held:,} of the {possible:,} records that the pictures give."
+    if copies * 100 >= held:
+        yield (
+            f"About {copies:,} of the records are copies of others, for foregrounds nearly as "
+            "large as the record have few places; lower --foreground-size or --placements."
+        )
 
 
 @_command(_MAKE)
@@ -439,6 +452,8 @@ def _report_sources(project: Any, report: Say) -> None:
         report(f"Left out: {name}: {reason}")
     for group in project.duplicates:
         report(f"Same content: {', '.join(group)}. They stay in one split.")
+    for line in _of_the_whole(Plan(pinned)):
+        report(line)
     if pinned.recipe.depth_model == DEMO_DEPTH_MODEL:
         report(
             "Depth comes from the small demo model of this package: near and far, hardly metres. "

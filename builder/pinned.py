@@ -5,7 +5,6 @@ Saved beside the data, it regenerates every record.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,7 +18,17 @@ from builder.errors import RecipeError
 from builder.files import read_text
 from builder.hub import is_hub_id
 from builder.recipe import DEMO_DEPTH_MODEL, MAX_SIDE, MAX_TEXT, NO_DEPTH_MODEL, Recipe
-from builder.typed import Between, Matching, Sha256, Text, check, decisive, read, refuse_newer
+from builder.typed import (
+    Between,
+    Matching,
+    Sha256,
+    Text,
+    check,
+    decisive,
+    read,
+    refuse_newer,
+    stored,
+)
 from builder.untrusted import parse_json, printable, shown
 
 # Raised when recipe.json becomes something that earlier versions would misread.
@@ -158,8 +167,10 @@ class PinnedRecipe:
             if not getattr(self, kind):
                 raise RecipeError(f"there are no {kind}; at least one image is needed.")
         self._check_stages()
-        if self.n_records > _MAX_RECORDS:
-            raise RecipeError(f"{self.n_records} records are more than the {_MAX_RECORDS} allowed.")
+        if self.n_possible > _MAX_RECORDS:  # for the sake of their ids
+            raise RecipeError(
+                f"{self.n_possible} records are more than the {_MAX_RECORDS} allowed."
+            )
 
     def __repr__(self) -> str:
         """Return the recipe and how much it is tied to."""
@@ -191,10 +202,30 @@ class PinnedRecipe:
         )
 
     @property
+    def n_possible(self) -> int:
+        """Number of records that all pairs of sources give; every record id is below it."""
+        return len(self.foregrounds) * len(self.backgrounds) * self.recipe.per_pair
+
+    @property
     def n_records(self) -> int:
         """Number of records of all splits together."""
-        pairs = len(self.foregrounds) * len(self.backgrounds)
-        return pairs * (2 if self.recipe.flip else 1) * self.recipe.placements
+        return sum(self.stage_records)
+
+    @cached_property
+    def stage_records(self) -> tuple[int, ...]:
+        """Number of records that the set began with, then those that each extension added.
+
+        Where `records` asks for fewer than the first sources give, every extension adds the same
+        share of what its sources give, and at least one record.
+        """
+        sizes = [(0, 0), *self.stages, (len(self.foregrounds), len(self.backgrounds))]
+        given = [
+            (after[0] * after[1] - before[0] * before[1]) * self.recipe.per_pair
+            for before, after in itertools.pairwise(sizes)
+        ]
+        first = given[0]
+        wanted = min(first, self.recipe.records or first)
+        return tuple(max(1, (n * wanted + first // 2) // first) for n in given)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -219,7 +250,8 @@ class PinnedRecipe:
         """
         if (shards := self.n_records // self.recipe.shard_records) > _MAX_SHARDS:
             raise RecipeError(
-                f"{shards} files are more than the {_MAX_SHARDS} allowed; raise shard_records."
+                f"{shards} files are more than the {_MAX_SHARDS} allowed; raise shard_records, or "
+                "ask for fewer records."
             )
 
     def to_json(self) -> str:
@@ -234,9 +266,9 @@ class PinnedRecipe:
             "fingerprint": self.fingerprint,
             "records": self.n_records,
             "recipe": self.recipe.to_dict(),
-            "depth": dataclasses.asdict(self.depth) if self.depth else None,
-            "foregrounds": [dataclasses.asdict(s) for s in self.foregrounds],
-            "backgrounds": [dataclasses.asdict(s) for s in self.backgrounds],
+            "depth": stored(self.depth) if self.depth else None,
+            "foregrounds": [stored(source) for source in self.foregrounds],
+            "backgrounds": [stored(source) for source in self.backgrounds],
             "skipped": [list(pair) for pair in self.skipped],
         }
         if self.stages:

@@ -5,13 +5,12 @@ Here is what a user chooses; what a choice became for one set of sources is in `
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from builder.errors import RecipeError
-from builder.typed import Between, Text, check
+from builder.typed import Between, Text, check, stored
 from builder.untrusted import printable
 
 DEMO_DEPTH_MODEL = "demo"
@@ -55,6 +54,9 @@ class Recipe:
         20, "random places per foreground, background and flip"
     )
     flip: bool = _option(True, "also make every record with the foreground mirrored")
+    records: Annotated[int | None, Between(1, 2**62)] = _option(
+        None, "how many of all records to make, shared out over the splits", before=None
+    )
     size: Annotated[int, Between(16, MAX_SIDE)] = _option(224, "side of a record in px")
     foreground_size: Annotated[int, Between(2, "size")] = _option(
         100, "longer side of a pasted foreground in px"
@@ -119,6 +121,11 @@ class Recipe:
         """Whether records carry a depth map."""
         return self.depth_model != NO_DEPTH_MODEL
 
+    @property
+    def per_pair(self) -> int:
+        """Number of records that a foreground and a background give."""
+        return (2 if self.flip else 1) * self.placements
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """Make a recipe of fields that somebody has chosen.
@@ -136,8 +143,8 @@ class Recipe:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return dataclasses.asdict(self)
+        """Return the fields as a JSON object, later ones only where they say something."""
+        return stored(self)
 
 
 _DEFAULTS = Recipe()

@@ -192,16 +192,29 @@ def refuse_newer(
         raise NewerVersionError.of(where, f"it has a field {shown(unknown[0])}")
 
 
+def stored(values: Any) -> dict[str, Any]:
+    """Return the fields as they are stored; `read` reads them.
+
+    Those that came after version 0.1.0 are left out where they say nothing, so that versions that
+    do not know them can read what does not need them.
+    """
+    return {
+        field.name: value
+        for field in checked_fields(type(values))
+        for value in (getattr(values, field.name),)
+        if "before" not in field.metadata or value != field.metadata["before"]
+    }
+
+
 def decisive(values: Any) -> dict[str, Any]:
     """Return the fields that a fingerprint covers: those that pixels depend on.
 
     Those of version 0.1.0 always are; a later one is only where it differs from what was done
     before. So sets made by any version keep their fingerprints.
     """
+    content = stored(values)
     return {
-        field.name: value
+        field.name: content[field.name]
         for field in checked_fields(type(values))
-        if field.metadata.get("pixels", True)
-        for value in (getattr(values, field.name),)
-        if "before" not in field.metadata or value != field.metadata["before"]
+        if field.name in content and field.metadata.get("pixels", True)
     }

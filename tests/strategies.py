@@ -53,6 +53,7 @@ def recipes(draw: st.DrawFn, **fixed: Any) -> Recipe:
     values: dict[str, Any] = {
         "placements": draw(st.integers(1, 10**6)),
         "flip": draw(st.booleans()),
+        "records": draw(st.none() | st.integers(1, 10**6)),
         "size": size,
         "foreground_size": draw(st.integers(2, size)),
         "background_fit": draw(st.sampled_from(["crop", "stretch"])),

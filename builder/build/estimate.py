@@ -27,12 +27,16 @@ _FINISH_SECONDS, _FINISH_BYTES = 1.5, 40_000_000
 class Forecast:
     """What a build will make and take.
 
-    `column_bytes` are the encoded images of all records; `seconds` is time by the clock, with a
-    core for each of the `workers`; `cpu_seconds` sums the processor time of all processes, and
-    `memory_bytes` the most that each of them holds.
+    `possible` records the sources give, of which `records` are made; about `copies` of those are
+    copies of others, where foregrounds have few places. `column_bytes` are the encoded images of
+    all records; `seconds` is time by the clock, with a core for each of the `workers`;
+    `cpu_seconds` sums the processor time of all processes, and `memory_bytes` the most that each
+    of them holds.
     """
 
     records: int
+    possible: int
+    copies: int
     splits: dict[str, int]
     shards: dict[str, int]
     column_bytes: dict[str, int]
@@ -67,6 +71,8 @@ def forecast(
     once = before_seconds + _FINISH_SECONDS
     return Forecast(
         records=plan.n_records,
+        possible=project.pinned.n_possible,
+        copies=plan.n_copies,
         splits={split.name: split.n_records for split in plan.splits.values()},
         shards={split.name: split.n_shards for split in plan.splits.values()},
         column_bytes={k: round(v * plan.n_records) for k, v in probe.column_bytes.items()},

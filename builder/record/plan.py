@@ -4,7 +4,8 @@
 
 The records that an extension of the set adds have the ids that follow, see `_stages`.
 A keyed permutation spreads the records of a split over its shards, so reading in order is already
-mixed. Nothing here grows with the number of records, opens a file or imports torch.
+mixed; a set of fewer records than its sources give holds the first of that order. Nothing here
+grows with the number of records, opens a file or imports torch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -76,11 +78,15 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one stage of a set adds to a split: its place in it, and its pairs of sources."""
+    """What one stage of a set adds to a split: its place in it, and its pairs of sources.
+
+    `n_possible` records those pairs give; the split holds the first `n_records` of their order.
+    """
 
     stage: int
     start: int
     first_shard: int
+    n_possible: int
     n_records: int
     n_shards: int
     blocks: tuple[_Block, ...]
@@ -151,8 +157,8 @@ class SplitPlan:
     def _ids_of(self, part: _Part, start: int, stop: int) -> Ids:
         positions = np.arange(start - part.start, stop - part.start, dtype=np.uint64)
         order = f"{self.name}:{part.stage}" if part.stage else self.name
-        local = _permute(positions, part.n_records, _keys(self.recipe.seed, order))
-        per_pair = _per_pair(self.recipe)
+        local = _permute(positions, part.n_possible, _keys(self.recipe.seed, order))
+        per_pair = self.recipe.per_pair
         number, rest = np.divmod(local.astype(np.int64), per_pair)
         pairs: Ids = np.empty_like(number)
         for block in part.blocks:
@@ -168,18 +174,35 @@ class Plan:
     def __init__(self, pinned: PinnedRecipe) -> None:
         self.pinned = pinned
         self.splits: dict[str, SplitPlan] = {}
-        for name, (unseen_foreground, unseen_background) in SPLITS.items():
-            foregrounds = _indexes(pinned.foregrounds, unseen_foreground)
-            backgrounds = _indexes(pinned.backgrounds, unseen_background)
-            parts = _parts(pinned, foregrounds, backgrounds)
+        sources = {
+            name: (_indexes(pinned.foregrounds, fg), _indexes(pinned.backgrounds, bg))
+            for name, (fg, bg) in SPLITS.items()
+        }
+        for name, parts in _parts(pinned, sources).items():
             if parts:
-                self.splits[name] = SplitPlan(name, foregrounds, backgrounds, pinned.recipe, parts)
+                self.splits[name] = SplitPlan(name, *sources[name], pinned.recipe, parts)
         self._blocks = [block for stage in _stages(pinned) for block in stage]
 
     @property
     def n_records(self) -> int:
         """Number of records of all splits."""
         return sum(split.n_records for split in self.splits.values())
+
+    @property
+    def n_copies(self) -> int:
+        """About how many records are copies of another one, by arithmetic.
+
+        Places are drawn with replacement: where a foreground has few of them, for it is nearly as
+        large as the record, some are drawn again. It is the number to be expected.
+        """
+        recipe, pinned = self.pinned.recipe, self.pinned
+        held = self.n_records / pinned.n_possible  # of the draws
+        distinct = 0.0
+        for entry in pinned.foregrounds:
+            places = (recipe.size - entry.width + 1) * (recipe.size - entry.height + 1)
+            distinct += places * (1 - (1 - held / places) ** recipe.placements)
+        flips = recipe.per_pair // recipe.placements
+        return round(self.n_records - distinct * flips * len(pinned.backgrounds))
 
     @property
     def n_shards(self) -> int:
@@ -205,13 +228,13 @@ class Plan:
         return sum(self.splits[name].n_shards for name in before) + shard
 
     def combination(self, record_id: int) -> Combination:
-        """Return what a record combines.
+        """Return what a record combines, one of all that the sources give.
 
         Raises:
             IndexError: there is no such record.
         """
-        if not 0 <= record_id < self.pinned.n_records:
-            raise IndexError(f"record {record_id} is not in 0..{self.pinned.n_records - 1}")
+        if not 0 <= record_id < self.pinned.n_possible:
+            raise IndexError(f"record {record_id} is not in 0..{self.pinned.n_possible - 1}")
         recipe = self.pinned.recipe
         rest, k = divmod(record_id, recipe.placements)
         pair, flip = divmod(rest, 2) if recipe.flip else (rest, 0)
@@ -321,33 +344,70 @@ def _stages(pinned: PinnedRecipe) -> list[list[tuple[int, range, range]]]:
 
 
 def _parts(
-    pinned: PinnedRecipe, foregrounds: tuple[int, ...], backgrounds: tuple[int, ...]
-) -> tuple[_Part, ...]:
-    """Return what each stage adds to the split of some sources, if it adds anything."""
-    parts: list[_Part] = []
-    start = first_shard = 0
+    pinned: PinnedRecipe, sources: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+) -> dict[str, tuple[_Part, ...]]:
+    """Return by split what each stage adds to it, where it adds anything."""
+    recipe = pinned.recipe
+    parts: dict[str, tuple[_Part, ...]] = dict.fromkeys(sources, ())
     for stage, ranges in enumerate(_stages(pinned)):
-        blocks, n_pairs = [], 0
-        for first, all_backgrounds, all_foregrounds in ranges:
-            block = _Block(
-                first,
-                all_backgrounds,
-                all_foregrounds,
-                n_pairs,
-                tuple(index for index in backgrounds if index in all_backgrounds),
-                tuple(index for index in foregrounds if index in all_foregrounds),
-            )
-            n_pairs += block.n_chosen
-            blocks.append(block)
-        if n_records := n_pairs * _per_pair(pinned.recipe):
-            n_shards = -(-n_records // pinned.recipe.shard_records)
-            parts.append(_Part(stage, start, first_shard, n_records, n_shards, tuple(blocks)))
-            start, first_shard = start + n_records, first_shard + n_shards
-    return tuple(parts)
+        blocks = {name: _blocks(ranges, *chosen) for name, chosen in sources.items()}
+        possible = [
+            sum(block.n_chosen for block in some) * recipe.per_pair for some in blocks.values()
+        ]
+        held = shared_out(pinned.stage_records[stage], possible)
+        for name, n_possible, n_records in zip(sources, possible, held, strict=True):
+            if not n_records:
+                continue
+            start = first_shard = 0
+            if parts[name]:
+                last = parts[name][-1]
+                start, first_shard = last.start + last.n_records, last.first_shard + last.n_shards
+            n_shards = -(-n_records // recipe.shard_records)
+            part = _Part(stage, start, first_shard, n_possible, n_records, n_shards, blocks[name])
+            parts[name] += (part,)
+    return parts
 
 
-def _per_pair(recipe: Recipe) -> int:
-    return (2 if recipe.flip else 1) * recipe.placements
+def _blocks(
+    ranges: list[tuple[int, range, range]],
+    foregrounds: tuple[int, ...],
+    backgrounds: tuple[int, ...],
+) -> tuple[_Block, ...]:
+    """Return the pairs of some sources among those that a stage has added."""
+    blocks: list[_Block] = []
+    for first, all_backgrounds, all_foregrounds in ranges:
+        block = _Block(
+            first,
+            all_backgrounds,
+            all_foregrounds,
+            sum(block.n_chosen for block in blocks),
+            tuple(index for index in backgrounds if index in all_backgrounds),
+            tuple(index for index in foregrounds if index in all_foregrounds),
+        )
+        blocks.append(block)
+    return tuple(blocks)
+
+
+def shared_out(n: int, sizes: Sequence[int]) -> list[int]:
+    """Share n out over parts in proportion to their sizes, exactly, none getting more than it has.
+
+    Every part that has anything gets one first, in their order. A larger n gives no part less, so
+    that a set of more records holds all of one of fewer. The largest remainders do not promise
+    that, so the rounding is Webster's (Balinski and Young, Fair Representation, 1982).
+    """
+    total = sum(sizes)
+    if n == total:
+        return list(sizes)
+    # Rounding takes less than this from a part; so only a few are left to be given one by one.
+    shares = [max(0, n * size // total - 2 * len(sizes)) for size in sizes]
+
+    def claim(part: int) -> tuple[bool, Fraction, int]:
+        empty = shares[part] == 0
+        return empty, Fraction(0 if empty else sizes[part], 2 * shares[part] + 1), -part
+
+    for _ in range(n - sum(shares)):
+        shares[max((p for p, size in enumerate(sizes) if size), key=claim)] += 1
+    return shares
 
 
 def _indexes(sources: Sequence[SourceEntry], held_out: bool) -> tuple[int, ...]:

@@ -273,6 +273,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Figures]) -> d
     listed = _credits(pinned)
     return {
         "n_records": _number(plan.n_records),
+        "n_possible": (_number(pinned.n_possible) if plan.n_records < pinned.n_possible else None),
         "recipe": recipe,
         "depth": pinned.depth,
         "depth_model": _cell(pinned.depth.model.replace("./", "")) if pinned.depth else None,

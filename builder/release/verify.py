@@ -496,7 +496,7 @@ class _Verification:
         self, file: str, plan: Plan, row: dict[str, Any], statistics: Statistics | None
     ) -> None:
         record_id = row["record_id"]
-        if not 0 <= record_id < plan.pinned.n_records:
+        if not 0 <= record_id < plan.pinned.n_possible:
             return  # told of by its id
         again = self._renderer.compose(record_id) if self._renderer else None
         faults = self._check.faults(row, again, statistics)
@@ -599,7 +599,7 @@ class _Shard:
 
 def _home(plan: Plan, record_id: int) -> str | None:
     """Return the split that a record is of."""
-    if not 0 <= record_id < plan.pinned.n_records:
+    if not 0 <= record_id < plan.pinned.n_possible:
         return None
     what, pinned = plan.combination(record_id), plan.pinned
     sides = (

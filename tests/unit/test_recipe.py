@@ -136,6 +136,37 @@ def test_equal_numbers_make_equal_recipes() -> None:
         assert type(recipe.holdout) is float
 
 
+def test_no_depth_model_is_the_model_none() -> None:
+    assert Recipe(depth_model=None) == Recipe(depth_model="none")
+    assert Recipe(depth_model=None).to_dict()["depth_model"] == "none"
+    assert not Recipe(depth_model=None).has_depth
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        (Recipe(), "Recipe()"),
+        (Recipe(seed=3, flip=False), "Recipe(flip=False, seed=3)"),
+        (Recipe(depth_model="some/model"), "Recipe(depth_model='some/model')"),
+        (Recipe(depth_input=480), "Recipe(depth_input=480)"),
+    ],
+)
+def test_a_recipe_shows_what_is_not_as_by_default(recipe: Recipe, text: str) -> None:
+    assert repr(recipe) == text
+
+
+@given(recipes())
+def test_what_a_recipe_shows_makes_it_again(recipe: Recipe) -> None:
+    assert eval(repr(recipe)) == recipe
+
+
+def test_a_pinned_recipe_shows_how_much_and_no_list() -> None:
+    assert repr(pinned(100, 100, seed=3)) == (
+        "PinnedRecipe(Recipe(seed=3, depth_model='none'), 100 foregrounds, 100 backgrounds, "
+        "400000 records)"
+    )
+
+
 def test_every_field_says_what_it_means() -> None:
     for field in dataclasses.fields(Recipe):
         assert len(meaning(field.name)) > 10
