@@ -26,11 +26,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from stat import S_IFREG
 from typing import Any, BinaryIO, cast
+from urllib.request import url2pathname
 
 from builder.errors import FgbgError, OutputError
-from builder.untrusted import printable
+from builder.untrusted import one_line, printable, without_secrets
 
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.+?)/*")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.+?)/*")
 _BLOCK_BYTES = 2**23  # that are asked for at once; bounds memory
 _PACKAGES = {"s3": "fgbg-dataset[remote]", "s3a": "fgbg-dataset[remote]", "gs": "gcsfs"}
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
@@ -55,20 +56,25 @@ class StorePath:
         """Read an address.
 
         Raises:
-            FgbgError: it is none, or holds more than a place.
+            FgbgError: it is not one, or holds more than a place.
         """
         match = _ADDRESS.fullmatch(address)
         if match is None:
-            raise FgbgError(f"{printable(address)} is no address; give one like s3://bucket/name.")
-        scheme, key = match.groups()
+            shown = printable(without_secrets(address))
+            raise FgbgError(f"{shown} is not an address; give one like s3://bucket/name.")
+        scheme, key = match[1].lower(), match[2]
         bucket, *names = key.split("/")
-        if re.search(r"[@:?#]", bucket) and not re.fullmatch(r"[^@?#]+:\d+", bucket):
+        # Not even a name with an @: keys have slashes, so that it may stand behind one.
+        secret = re.search(r"[@?]", key) if scheme != "hf" else re.search(r"[@?]", bucket)
+        if secret or (re.search(r"[:#]", bucket) and not re.fullmatch(r"[^#]+:\d+", bucket)):
             raise FgbgError(
-                f"an address of {scheme}:// names a place and nothing else; give credentials and "
-                "options where the store's client looks for them, such as AWS_ACCESS_KEY_ID."
+                f"an address of {scheme}:// names a place and nothing else, such as @ or ?; give credentials "
+                "and options where the store's client looks for them, such as AWS_ACCESS_KEY_ID."
             )
         if not {"", ".", ".."}.isdisjoint(names) or printable(key) != key:
             raise FgbgError(f"{printable(address)} has an empty, relative or unreadable part.")
+        if scheme == "memory":
+            raise FgbgError("memory:// is gone when this process ends; give a folder or a store.")
         return cls(scheme, key)
 
     def __str__(self) -> str:
@@ -112,14 +118,14 @@ class StorePath:
 
     @contextmanager
     def _system(self) -> Iterator[Any]:
-        """Give the file system; tell what goes wrong in one sentence."""
+        """Give the file system; say what goes wrong in one sentence."""
         import fsspec
 
         try:
             kind = fsspec.get_filesystem_class(self.scheme)
         except ImportError as error:
             name = _PACKAGES.get(self.scheme)
-            hint = f"run `pip install {name}`" if name else _line(error)
+            hint = f"run `pip install {name}`" if name else one_line(error)
             raise OutputError(f"{self} needs a package that is not here; {hint}.") from None
         except ValueError:
             raise OutputError(f"{self} cannot be used: fsspec knows no {self.scheme}://.") from None
@@ -130,22 +136,31 @@ class StorePath:
         except (FileNotFoundError, FileExistsError, FgbgError):
             raise
         except Exception as error:  # noqa: BLE001 - clients raise anything
-            raise _told(self, error) from None
+            raise _failure(self, error) from None
+
+    def _kind(self) -> str | None:
+        """Return what the store says there is; None where there is nothing.
+
+        fsspec's own `exists`, `isfile` and `isdir` say no for every error, so that a store which
+        cannot be reached would look empty.
+        """
+        with self._system() as system:
+            try:
+                return str(system.info(str(self))["type"])
+            except FileNotFoundError:
+                return None
 
     def exists(self) -> bool:
         """Whether there is an object, or any below it."""
-        with self._system() as system:
-            return bool(system.exists(str(self)))
+        return self._kind() is not None
 
     def is_file(self) -> bool:
         """Whether there is an object."""
-        with self._system() as system:
-            return bool(system.isfile(str(self)))
+        return self._kind() == "file"
 
     def is_dir(self) -> bool:
         """Whether there are objects below it."""
-        with self._system() as system:
-            return bool(system.isdir(str(self)))
+        return self._kind() == "directory"
 
     def iterdir(self) -> Iterator[StorePath]:
         """Give what lies in it; nothing where it is missing."""
@@ -187,7 +202,7 @@ class StorePath:
         with self._system() as system:
             file = system.open(str(self), "rb", block_size=_BLOCK_BYTES)
         with file:
-            yield cast(BinaryIO, _Told(file, self))
+            yield cast(BinaryIO, _RemoteFile(file, self))
 
     def read_bytes(self) -> bytes:
         """Return an object's content."""
@@ -295,7 +310,20 @@ def place(target: str | os.PathLike[str] | StorePath) -> Place:
     if isinstance(target, StorePath):
         return target
     text = os.fspath(target)
+    if re.match(r"(file|local)://", text, re.IGNORECASE):
+        return _path_of_url(text)
     return StorePath.parse(text) if "://" in text else Path(text)
+
+
+def _path_of_url(url: str) -> Path:
+    """Return the path that a file:// URL means (RFC 8089)."""
+    host, slash, path = url.partition("://")[2].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+        raise FgbgError(
+            f"{printable(without_secrets(url))} names another machine; give a path, or three "
+            "slashes as in file:///data/photographs."
+        )
+    return Path(url2pathname(slash + path))
 
 
 def on_this_machine(target: str | os.PathLike[str] | StorePath) -> Path:
@@ -379,7 +407,7 @@ def _check(where: StorePath, name: str, size_bytes: int) -> None:
         raise FgbgError(f"{where / name} has {size_bytes:,} bytes; too large to be an image.")
 
 
-class _Told:
+class _RemoteFile:
     """A remote file whose reading fails with an `OSError` and one line."""
 
     def __init__(self, file: Any, path: StorePath) -> None:
@@ -393,20 +421,16 @@ class _Told:
         try:
             return bytes(self._file.read(length))
         except Exception as error:  # noqa: BLE001 - clients raise anything
-            raise _told(self._path, error) from None
+            raise _failure(self._path, error) from None
 
 
-def _told(path: StorePath, error: Exception) -> OSError:
+def _failure(path: StorePath, error: Exception) -> OSError:
     kind = type(error).__name__
     if kind in _NO_CREDENTIALS:
         reason = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
         reason += "whatever else the store's client looks for"
         return PermissionError(errno.EACCES, reason, str(path))
     if isinstance(error, PermissionError):
-        reason = f"the store refuses these credentials ({_line(error)})"
+        reason = f"the store refuses these credentials ({one_line(error)})"
         return PermissionError(errno.EACCES, reason, str(path))
-    return OSError(errno.EIO, f"the store cannot be used ({kind}: {_line(error)})", str(path))
-
-
-def _line(error: Exception) -> str:
-    return printable(" ".join(str(error).split()))[:300]
+    return OSError(errno.EIO, f"the store cannot be used ({kind}: {one_line(error)})", str(path))

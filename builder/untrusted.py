@@ -74,9 +74,11 @@ def shown(value: object) -> str:
 def without_secrets(text: str) -> str:
     """Return a text whose addresses have lost what may be a secret: user names, keys and queries.
 
-    Of a text that is itself an address all goes that stands before its last `@`, since the keys
-    of stores may hold slashes and blanks; hf:// alone puts a revision there, and no secret.
+    Of a text that is itself an address all goes that stands before its last `@`, since keys may
+    hold slashes and blanks. Inside a text an `@` behind the place may be part of a name, but of a
+    web address. hf:// alone puts a revision behind an `@`, and no secret before it.
     """
     text = re.sub(r"^((?!hf:)[\w+.-]+\s*:/+).*@", r"\1", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.sub(r"(?<!hf)(://+)[^\s\"'<>]*@", r"\1", text, flags=re.IGNORECASE)
+    text = re.sub(r"(https?://+)[^\s\"'<>]*@", r"\1", text, flags=re.IGNORECASE)
+    text = re.sub(r"(?<!hf)(://+)[^\s\"'<>/]*@", r"\1", text, flags=re.IGNORECASE)
     return re.sub(r"(://[^\s?#\"'<>]*)[?#][^\s\"'<>]*", r"\1", text)

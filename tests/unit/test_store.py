@@ -7,11 +7,21 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
 from builder.build.leases import Presence
+from builder.cli import main
 from builder.errors import FgbgError, OutputError
 from builder.remote import local_folder, on_this_machine, place
+
+
+class Kept(MemoryFileSystem):
+    """A store like any other, but in memory."""
+
+    protocol = "kept"
+    store: dict = {}  # noqa: RUF012 - as the parent has it
+    pseudo_dirs = [""]  # noqa: RUF012
 
 
 class Overwriting(MemoryFileSystem):
@@ -25,8 +35,9 @@ class Overwriting(MemoryFileSystem):
         return super().pipe_file(path, value, **kwargs)
 
 
-@pytest.fixture(params=["memory", "overwriting"])
+@pytest.fixture(params=["kept", "overwriting"])
 def folder(request):
+    fsspec.register_implementation("kept", Kept, clobber=True)
     fsspec.register_implementation("overwriting", Overwriting, clobber=True)
     path = place(f"{request.param}://bucket/sets")
     yield path
@@ -39,6 +50,7 @@ def folder(request):
         ("s3://b/sets/mine", ("s3", "b/sets/mine")),
         ("s3://b/sets/mine//", ("s3", "b/sets/mine")),
         ("hf://buckets/me/sets/x", ("hf", "buckets/me/sets/x")),
+        ("hf://datasets/me/set@main/x", ("hf", "datasets/me/set@main/x")),
         ("http://127.0.0.1:80/x", ("http", "127.0.0.1:80/x")),
     ],
 )
@@ -49,6 +61,7 @@ def test_an_address_is_a_path(address, parts):
     assert (path.parent / path.name) == path == pickle.loads(pickle.dumps(path))
     assert [str(above) for above in place("s3://b/c/d.json").parents] == ["s3://b/c", "s3://b"]
     assert place("s3://b/c/d.json").stem == "d"
+    assert place("S3://b/c") == place("s3://b/c")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +72,13 @@ def test_an_address_is_a_path(address, parts):
         "s3://key:secret@b/x",
         "s3://key@b",
         "s3://b?token=secret/x",
+        "s3://b/x?token=secret",
+        "S3://key:secret@b/x",
+        "s3://key/sec/secret@b/x",
+        "s3://key secret@b/x",
+        "s3 ://key:secret@b/x",
+        "s3:///key:secret@b/x",
+        "file://me:secret@server/x",
         "simplecache::s3://b/x",
         "s3://b/../x",
         "s3://b//x",
@@ -69,6 +89,44 @@ def test_what_is_no_address_is_refused_without_telling_secrets(address):
     with pytest.raises(FgbgError) as refused:
         place(address)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("file:///data/a b", "/data/a b"),
+        ("FILE:///data/a%20b%25", "/data/a b%"),
+        ("file://localhost/data/x", "/data/x"),
+        ("local:///data/x@2/y?z", "/data/x@2/y?z"),
+    ],
+)
+def test_a_file_url_is_a_path(url, path):
+    assert place(url) == Path(path)
+
+
+@pytest.mark.parametrize("url", ["file://server/x", "file://x", "memory://b/x", "Memory://b/x"])
+def test_what_leads_nowhere_is_refused_with_the_true_reason(url):
+    with pytest.raises(FgbgError, match=r"another machine|is gone when this process ends"):
+        place(url)
+
+
+def test_a_store_that_cannot_be_reached_is_not_empty(tmp_path, monkeypatch):
+    from s3fs import S3FileSystem
+
+    chosen = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret"}
+    chosen |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in {**chosen, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    S3FileSystem.clear_instance_cache()
+    for ask in ("exists", "is_file", "is_dir"):
+        with pytest.raises(OSError, match="the store cannot be used"):
+            getattr(place("s3://b/x"), ask)()
+    done = CliRunner().invoke(main, ["status", "s3://b/x"])
+    assert done.exit_code == 1
+    assert "s3://b/x" in done.stderr and "the store cannot be used" in done.stderr
+    assert "a-secret" not in done.output
+    S3FileSystem.clear_instance_cache()
 
 
 def test_paths_stay_paths(tmp_path):
@@ -83,7 +141,7 @@ def test_paths_stay_paths(tmp_path):
 
 
 def test_a_store_is_asked_whether_it_overwrites(folder):
-    assert folder.probe() is (folder.scheme == "memory")
+    assert folder.probe() is (folder.scheme == "kept")
     assert not list(folder.parent.iterdir())  # nothing of it stays
 
 

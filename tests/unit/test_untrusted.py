@@ -75,6 +75,8 @@ def test_a_key_that_stands_twice_is_always_found(names: list[str]) -> None:
             'GET "https://b.example/x" of me@c.example: 403',
         ),
         ("hf://datasets/me/set@main/x", "hf://datasets/me/set@main/x"),
+        ("at hf://datasets/me/set@main: no", "at hf://datasets/me/set@main: no"),
+        ("of s3://K:SECRET@b/a@2x.png: no", "of s3://b/a@2x.png: no"),
         ("sets/me@home", "sets/me@home"),
         ("/data/a b/@eaDir", "/data/a b/@eaDir"),
     ],
