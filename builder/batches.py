@@ -35,6 +35,7 @@ from builder.record import (
 )
 from builder.remote import StorePath, place
 from builder.schema import IMAGE_COLUMNS
+from builder.untrusted import refusing
 
 if TYPE_CHECKING:
     import torch
@@ -51,17 +52,22 @@ class RecordReader:
 
     Args:
         pinned: the set's recipe.
-        mean, std: of each colour channel of `fg_bg` on a scale of 0 to 1, (3,).
+        mean, std: of each colour channel of `fg_bg` on a scale of 0 to 1, (3,). The std of a
+            channel that is the same everywhere, 0, counts as 1.
+
+    Raises:
+        ValueError: these are not three numbers each, or a std is below 0.
     """
 
     def __init__(self, pinned: PinnedRecipe, mean: npt.ArrayLike, std: npt.ArrayLike) -> None:
         self.pinned = pinned
         self.mean: Channels = np.asarray(mean, dtype=np.float64)
-        self.std: Channels = np.asarray(std, dtype=np.float64)
-        if self.mean.shape != (3,) or self.std.shape != (3,) or not (self.std > 0).all():
+        self.std: Channels = np.array(std, dtype=np.float64)
+        if self.mean.shape != (3,) or self.std.shape != (3,) or not (self.std >= 0).all():
             raise ValueError(
-                f"mean is {mean!r}, std is {std!r}; give three numbers each, those of std above 0."
+                f"mean is {mean!r}, std is {std!r}; give three numbers each, and no std below 0."
             )
+        self.std[self.std == 0] = 1
         self._codec = DepthCodec(pinned.recipe, pinned.depth) if pinned.depth else None
 
     def __repr__(self) -> str:
@@ -90,7 +96,7 @@ class RecordReader:
 
         Raises:
             NotABuildError: it is not a set made by fgbg, or not a whole one.
-            FgbgError: the Hub cannot be reached, or has no such repo for this token.
+            FgbgError: the Hub or the store cannot be reached, or has no such repo for this token.
         """
         folder = place(source)
         if isinstance(folder, Path) and not folder.is_dir():
@@ -115,11 +121,12 @@ class RecordReader:
             depth: decoded (a Pillow image or an array) or not (`{"bytes": ...}` or bytes).
 
         Raises:
-            ValueError: it is no such value, or the set has no depth.
+            ValueError: it is not such a value, or the set has no depth.
         """
         if self._codec is None:
             raise ValueError("this set has no depth: it was built with --depth-model none.")
-        return self._codec.metres(_depth_pixels(self._codec, depth))
+        with refusing("it cannot be decoded", (ValueError, MemoryError)):
+            return self._codec.metres(_depth_pixels(self._codec, depth))
 
     def unknown(self, depth: Any) -> npt.NDArray[np.bool_]:
         """Return which pixels of a value of the column `depth` are unknown, (H, W) bool."""
@@ -175,8 +182,9 @@ class RecordReader:
             column = "depth" if name == "depth_m" else name
             for number, value in enumerate(pictures[column]):
                 try:
-                    fill[name](value, targets[number])
-                except (ValueError, OSError, TypeError, AttributeError) as error:
+                    with refusing("it cannot be decoded", (ValueError, MemoryError)):
+                        fill[name](value, targets[number])
+                except ValueError as error:
                     raise ValueError(f"row {number} of the batch, {column}: {error}") from error
         return batch
 

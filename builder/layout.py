@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from builder.errors import NotABuildError, RecipeError
+from builder.errors import FgbgError, NotABuildError, RecipeError
 from builder.files import read_text, write_text
 from builder.pinned import MAX_RECIPE_BYTES, PinnedRecipe
 from builder.record import Plan, SplitPlan, Statistics
-from builder.remote import Place
+from builder.remote import Place, StorePath
 from builder.tables import FileFormat
 from builder.typed import Between, Sha256, check, read, refuse_newer
 from builder.untrusted import parse_json, printable
@@ -84,13 +84,17 @@ def read_recipe(folder: Place) -> PinnedRecipe:
         NotABuildError: the folder has none.
         NewerVersionError: a newer version of this package wrote it.
         RecipeError: it is damaged.
+        FgbgError: it cannot be read, as on a store that cannot be reached.
     """
     path = folder / RECIPE_FILE
-    if not path.is_file():
-        raise NotABuildError(f"{folder} is not a finished build of fgbg: it has no {RECIPE_FILE}.")
     try:
         text = read_text(path, MAX_RECIPE_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        missing = f"{folder} is not a finished build of fgbg: it has no {RECIPE_FILE}."
+        raise NotABuildError(missing) from None
     except (OSError, ValueError) as error:
+        if isinstance(path, StorePath) and isinstance(error, OSError):
+            raise FgbgError(f"{path} cannot be read: {error.strerror or error}.") from None
         raise RecipeError(f"{path} cannot be read: {error}") from None
     return PinnedRecipe.from_json(text, str(path))
 

@@ -247,6 +247,11 @@ class DepthCodec:
         dtype = np.uint8 if self._jpeg else np.uint16
         if pixels.dtype == dtype:
             return pixels
+        if pixels.dtype.kind not in "iu":  # metres, maybe; a unit is never guessed
+            raise ValueError(
+                f"it is {pixels.dtype}, and depth of this set is stored as whole numbers from 0 to "
+                f"{np.iinfo(dtype).max}; give the column `depth` as it is stored."
+            )
         indexes = pixels.astype(dtype)
         if not np.array_equal(indexes, pixels):
             raise ValueError(

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from builder.cli import main
 from builder.remote import place
+from fgbg_dataset import FgbgError, RecordReader
 from tests.e2e.running import OPTIONS, files_of, start, wait_until
 from tests.e2e.s3 import BUCKET, KEY, SECRET, serve
 from tests.limits import HANG_S
@@ -217,6 +218,9 @@ def test_what_goes_wrong_is_one_sentence_without_secrets(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     told = refused(*build, OUT, *SMALL, code=1)
     assert "the store cannot be used (EndpointConnectionError: Could not connect" in told
+    with pytest.raises(FgbgError, match="the store cannot be used") as caught:  # not "no set"
+        RecordReader.of(OUT)
+    assert type(caught.value) is FgbgError
     type(store).clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from builder.layout import DataFile, Figures, shard_file, write_statistics
 from builder.record.encoding import DepthCodec, encode_image, encode_mask
 from builder.record.plan import Plan
-from builder.record.stats import Statistics
+from builder.record.stats import Statistics, Tally
 from fgbg_dataset import NotABuildError, PinnedRecipe, RecordReader
 from tests.pictures import scene
 from tests.strategies import depth_info, pinned
@@ -29,6 +32,9 @@ MEAN, STD = (0.5, 0.25, 0.4), (0.3, 0.2, 0.25)
 def a_set(**fields: Any) -> PinnedRecipe:
     depth = None if fields.pop("no_depth", False) else depth_info()
     return pinned(depth=depth, size=SIZE, foreground_size=20, **fields)
+
+
+SET = a_set()
 
 
 def rows_of(set_: PinnedRecipe, n: int = 3) -> list[Row]:
@@ -102,8 +108,8 @@ def test_rows_columns_images_arrays_and_bytes_give_one_batch(depth_format):
     ]
     bare = [{k: v["bytes"] if k != "record_id" else v for k, v in row.items()} for row in rows]
     wanted = reader.collate(rows)
-    for given in (pictures, arrays, bare):
-        for form in (given, {k: [row[k] for row in given] for k in given[0]}):
+    for some in (pictures, arrays, bare):
+        for form in (some, {k: [row[k] for row in some] for k in some[0]}):
             batch = reader.collate(form)
             assert batch.keys() == wanted.keys()
             for name, tensor in batch.items():
@@ -181,11 +187,11 @@ WRONG = {
     "damaged depth": (
         lambda r: changed(r, "depth", flipped(r[0]["depth"]["bytes"])), "row 1 of the batch, depth:"
     ),
-    "no image": (lambda r: changed(r, "mask", b"hello"), "row 1 of the batch, mask: cannot ident"),
+    "no image": (lambda r: changed(r, "mask", b"hello"), "row 1 of the batch, mask: "),
     "empty": (lambda r: changed(r, "mask", {"bytes": None, "path": None}), "mask: it has no bytes"),
     "other size": (
         lambda r: changed(r, "fg_bg", SMALL),
-        r"row 1 of the batch, fg_bg: it is 30x20 px, and this set's are 36x36 px",
+        r"row 1 of the batch, fg_bg: .*30x20 px",
     ),
     "channels first": (
         lambda r: changed(r, "fg_bg", np.zeros((3, SIZE, SIZE), np.uint8)),
@@ -202,7 +208,13 @@ WRONG = {
         r"depth: its shape is \(20, 30\), and this set's are \(36, 36\)",
     ),
     "depth in metres": (
-        lambda r: changed(r, "depth", np.full((SIZE, SIZE), 1.5)), "whole numbers from 0 to 65535"
+        lambda r: changed(r, "depth", np.full((SIZE, SIZE), 2.0)), "it is float64, and depth of "
+    ),
+    "depth as a mask": (
+        lambda r: changed(r, "depth", np.ones((SIZE, SIZE), bool)), "it is bool, and depth of this"
+    ),
+    "depth out of range": (
+        lambda r: changed(r, "depth", np.full((SIZE, SIZE), 70_000)), "numbers from 0 to 65535"
     ),
     "None": (lambda r: changed(r, "fg_bg", None), "row 1 of the batch, fg_bg: its shape is "),
 }  # fmt: skip
@@ -221,10 +233,46 @@ def test_wrong_input_is_told(case):
         reader_of(set_).collate(spoil(rows_of(set_)))
 
 
-@pytest.mark.parametrize("std", [(0.1, 0.2), (0.1, 0, 0.2), (0.1, np.nan, 0.2)])
+@pytest.mark.parametrize("std", [(0.1, 0.2), (0.1, -0.1, 0.2), (0.1, np.nan, 0.2)])
 def test_mean_and_std_are_three_numbers(std):
-    with pytest.raises(ValueError, match="give three numbers each, those of std above 0"):
+    with pytest.raises(ValueError, match="give three numbers each, and no std below 0"):
         RecordReader(a_set(), MEAN, std)
+
+
+def test_a_channel_that_is_the_same_everywhere_is_normalised_to_0():
+    """Its std of 0 once made the reader refuse the set."""
+    set_ = a_set()
+    flat = np.full((SIZE, SIZE, 3), 51, np.uint8)
+    tally = Tally(256, 3)
+    tally.add(flat)
+    reader = RecordReader.counted(set_, tally)
+    assert reader.std.tolist() == [1, 1, 1]
+    batch = reader.collate([{**rows_of(set_)[0], "fg_bg": flat}])
+    np.testing.assert_allclose(batch["pixel_values"], 0, atol=1e-7)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["fg_bg", "mask", "depth"]), st.data())
+def test_bytes_of_any_kind_are_a_value_error(column, data):
+    """Decoders raise SyntaxError, struct.error and more; readers were promised ValueError."""
+    row = rows_of(SET)[0]
+    good = row[column]["bytes"]
+    if data.draw(st.booleans()):
+        start = data.draw(
+            st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"RIFF", b"GIF89a", b""])
+        )
+        bad = start + data.draw(st.binary(max_size=60))
+    else:
+        at = data.draw(st.integers(0, len(good) - 1))
+        bad = (
+            good[:at] + data.draw(st.binary(max_size=9)) + good[at + data.draw(st.integers(0, 9)) :]
+        )
+    for read in (
+        lambda: reader_of(SET).collate([{**row, column: bad}]),
+        lambda: reader_of(SET).metres(bad),
+    ):
+        with contextlib.suppress(ValueError):
+            read()
 
 
 # --- of a folder ------------------------------------------------------------------------------
