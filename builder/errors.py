@@ -53,7 +53,7 @@ def summarized(problems: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         if shown[reason] <= _MOST_FILES:
             lines.append((name, reason))
     more = {reason: n - _MOST_FILES for reason, n in n_files.items() if n > _MOST_FILES}
-    return lines + [(f"and {n} more {_files(n)}", reason) for reason, n in more.items()]
+    return lines + [(f"{n} more {_files(n)}", reason) for reason, n in more.items()]
 
 
 def _files(n: int) -> str:
