@@ -9,7 +9,7 @@ FgbgError                 exit code 2: the input is wrong, nothing was done
 ├── NotABuildError        the folder is not a finished build
 ├── UnfinishedError       shards are missing that other builds were to make (exit code 1)
 ├── DepthModelError       the depth model cannot be loaded or used
-├── TrainingError         a model, data set, option or checkpoint that cannot be trained with
+├── TrainingError         a model, dataset, option or checkpoint that cannot be trained with
 ├── CardError             a README.md whose metadata cannot be read
 ├── PublishError          a set that may not, or cannot, be published so
 ├── PublishFailedError    the Hub could not be reached or kept refusing (exit code 1)
@@ -197,7 +197,7 @@ class DepthModelError(FgbgError):
 
 
 class TrainingError(FgbgError):
-    """Fine-tuning cannot begin or go on: an option, a data set, a checkpoint is wrong."""
+    """Fine-tuning cannot begin or go on: an option, a dataset, a checkpoint is wrong."""
 
 
 class CardError(FgbgError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.errors import DepthModelError
 from builder.files import read_text
-from builder.untrusted import parse_json, printable, shown
+from builder.untrusted import one_line, parse_json, shown
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def read_config(name: str, folder: Path, file: str = "config.json") -> dict[str,
         content = parse_json(read_text(folder / file, _MAX_JSON_BYTES))
     except (OSError, ValueError) as error:
         raise DepthModelError(
-            f"depth model {name!r}: {folder / file} cannot be read ({_one_line(error)}); give "
+            f"depth model {name!r}: {folder / file} cannot be read ({one_line(error)}); give "
             "the folder of a Transformers model."
         ) from None
     if not isinstance(content, dict):
@@ -145,7 +145,7 @@ def _stored(name: str, weights: list[Path]) -> tuple[int, int]:
                     numbers += math.prod(file.get_slice(key).get_shape())
         except (OSError, SafetensorError) as error:
             raise DepthModelError(
-                f"depth model {name!r}: {path} cannot be loaded ({_one_line(error)}); fetch it "
+                f"depth model {name!r}: {path} cannot be loaded ({one_line(error)}); fetch it "
                 "again."
             ) from None
     return tensors, numbers
@@ -177,7 +177,3 @@ def pixel_scaling(
             "rescale_factor, image_mean, image_std."
         )
     return scale, mean, std
-
-
-def _one_line(error: Exception) -> str:
-    return printable(" ".join(str(error).split()))[:300]

@@ -10,6 +10,7 @@ from typing import Any
 from builder.depth.densedepth.metrics import METRICS
 from builder.errors import TrainingError
 from builder.finetune.settings import Errors, Progress, Settings
+from builder.hub import request_errors, words
 from builder.recipe import DEMO_DEPTH_MODEL
 
 CARD_FILE = "README.md"
@@ -17,7 +18,7 @@ PUBLISHED = ("*.json", "model*.safetensors", CARD_FILE)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model or data set was named by Hub id, and so can be linked to."""
+    """Whether a model or dataset was named by Hub id, and so can be linked to."""
     return not Path(name).exists() and name != DEMO_DEPTH_MODEL
 
 
@@ -157,8 +158,11 @@ def make_repository(repo_id: str, private: bool) -> None:
 
 @contextmanager
 def _hub_errors_as(sentence: str) -> Iterator[None]:
+    # RuntimeError: of several uploads at once, all but the first that loses the connection.
+    failures: tuple[type[Exception], ...] = (
+        *request_errors(), OSError, RuntimeError, ValueError
+    )  # fmt: skip
     try:
         yield
-    # HTTP errors, those of its transport, RuntimeError, ValueError: they have no common base.
-    except Exception as error:
-        raise TrainingError(f"{sentence}\n{error}") from error
+    except failures as error:
+        raise TrainingError(f"{sentence}\n{words(error)}") from error

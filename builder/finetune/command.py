@@ -32,7 +32,7 @@ def _option(flag: str, help: str, **options: Any) -> Callable[..., Any]:
 @click.argument("out", type=click.Path(path_type=Path))
 @cloup.option_group(
     "Data",
-    _option("--config", "configuration of the data set"),
+    _option("--config", "configuration of the dataset"),
     _option("--image-column", "column of pictures"),
     _option("--depth-column", "column of depth maps"),
     _option(
@@ -88,7 +88,7 @@ def _option(flag: str, help: str, **options: Any) -> Callable[..., Any]:
 )
 @click.pass_context
 def finetune_command(ctx: click.Context, /, **values: Any) -> None:
-    """Fine-tune a DenseDepth on a data set.
+    """Fine-tune a DenseDepth on a dataset.
 
     MODEL is a folder or Hub id of a DenseDepth, or `demo`. DATASET is a folder or Hub id with a
     column of pictures and one of depth. OUT gets weights, config, image processor, the errors

@@ -1,6 +1,6 @@
-"""Pictures and their depth from any data set that has a column of each, in an order that resumes.
+"""Pictures and their depth from any dataset that has a column of each, in an order that resumes.
 
-A data set is a folder or Hub id that `datasets.load_dataset` takes, mapped or streamed. Pictures
+A dataset is a folder or Hub id that `datasets.load_dataset` takes, mapped or streamed. Pictures
 are PIL images in RGB, depth maps (H, W) float32 in metres with 0 for unknown.
 
 Rows come in an endless seeded shuffle, each with the position behind it: a small JSON object from
@@ -12,7 +12,6 @@ when it is stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,10 +26,13 @@ from PIL import Image, UnidentifiedImageError
 
 from builder.errors import TrainingError
 from builder.finetune.settings import Position
+from builder.hub import is_hub_id, request_errors, why
 from builder.layout import read_recipe
 from builder.pinned import DepthInfo
 from builder.recipe import Recipe
 from builder.record import DepthCodec
+from builder.typed import read
+from builder.untrusted import one_line, parse_json
 
 Depth = npt.NDArray[np.float32]
 Row = dict[str, Any]
@@ -47,11 +49,11 @@ _AHEAD = 2  # batches prepared while the network works
 
 
 class Pairs:
-    """One split of a data set as pairs of a picture and its depth.
+    """One split of a dataset as pairs of a picture and its depth.
 
     Args:
         name: folder or Hub id.
-        split: of the data set, such as "train" or "train[:90%]" (the latter not when streaming).
+        split: of the dataset, such as "train" or "train[:90%]" (the latter not when streaming).
         image_column, depth_column: their names. Depth may be a grey image of 8, 16 or 32 bits,
             an array or nested lists of numbers.
         depth_scale: stored units per metre. None reads the unit and code from a set made by fgbg
@@ -120,7 +122,7 @@ class Pairs:
                 picture = Image.fromarray(_eight_bits(picture))
             depth_m = np.asarray(self._metres(self._value(row, self._depth_column)), np.float32)
         except (OSError, UnidentifiedImageError, ValueError, TypeError) as error:
-            raise TrainingError(f"a row of {self.name} cannot be read: {error}") from None
+            raise TrainingError(f"a row of {self.name} cannot be read: {one_line(error)}") from None
         if depth_m.ndim == 3 and depth_m.shape[0] == 1:
             depth_m = depth_m[0]
         if depth_m.ndim != 2:
@@ -317,35 +319,36 @@ def _fgbg_depth(name: str) -> tuple[Recipe, DepthInfo] | None:
     import pyarrow.parquet as pq
 
     for path in sorted(folder.rglob("*.parquet")):
-        content = (pq.read_schema(path).metadata or {}).get(b"fgbg")
-        if content is not None:
-            made = json.loads(content)
-            depth = made.get("depth")
-            return (Recipe.from_dict(made["recipe"]), DepthInfo(**depth)) if depth else None
+        try:
+            content = (pq.read_schema(path).metadata or {}).get(b"fgbg")
+            if content is not None:
+                made = parse_json(content.decode())
+                depth = made.get("depth")
+                recipe = read(Recipe, made["recipe"], str(path))
+                return (recipe, read(DepthInfo, depth, str(path))) if depth else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"{path} does not say how it stores depth ({one_line(error)}); fetch it again, or "
+                "give --depth-scale."
+            ) from None
     return None
 
 
 def _download_recipe(repo_id: str) -> Path | None:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    if not is_hub_id(repo_id):
+        raise TrainingError(f"{repo_id} is neither a folder here nor the id of a dataset.")
     try:
         return Path(hf_hub_download(repo_id, "recipe.json", repo_type="dataset"))
-    except LocalEntryNotFoundError:
-        reason = (
-            "it is no folder here, and the Hub cannot be reached to see how it stores depth (with "
-            "--depth-scale a cached data set is used as it is)"
-        )
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = f"it is neither a folder here nor a data set on the Hub ({error})"
-    raise TrainingError(f"{repo_id}: {reason}.")
+    except request_errors() as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise TrainingError(
+            f"dataset {repo_id} {why(error)}. With --depth-scale, one that is in the cache is used "
+            "as it is."
+        ) from None
 
 
 def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
@@ -354,5 +357,5 @@ def _load(name: str, config: str | None, split: str, streaming: bool) -> Any:
     try:
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise TrainingError(f"split {split!r} of {name} cannot be loaded: {reason}") from None

@@ -89,7 +89,7 @@ def load_model(
 
 
 def open_pairs(settings: Settings, split: str) -> Pairs:
-    """Open one split of the data set.
+    """Open one split of the dataset.
 
     Raises:
         TrainingError: there is no such set, split or column, or its depth is relative.
@@ -320,7 +320,7 @@ def finetune(
         The errors of the tuned model by split.
 
     Raises:
-        FgbgError: an option, the model, the data set, the checkpoint or `out` cannot be used.
+        FgbgError: an option, the model, the dataset, the checkpoint or `out` cannot be used.
     """
     check_out(out, resume=resume)
     if threads:

@@ -30,7 +30,8 @@ from builder.depth.densedepth import DenseDepthForDepthEstimation, convert_dense
 from builder.depth.densedepth.convert_densedepth import Conversion, convert
 from builder.errors import DepthModelError
 from builder.files import sha256_file
-from tests.e2e.running import OPTIONS, fgbg
+from tests.e2e.running import OPTIONS, fgbg, start
+from tests.limits import HANG_S
 from tests.parity.keras_network import (
     build_reference,
     load_keras,
@@ -92,14 +93,10 @@ def files(network: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     folder = tmp_path_factory.mktemp("keras")
     paths = {
         name: folder / f"{name}.h5"
-        for name in ("whole", "numbered.weights", "nameless.weights", "legacy", "legacy_weights")
+        for name in ("whole", "numbered.weights", "legacy", "legacy_weights")
     }
     save_quietly(network.save, paths["whole"])
     save_quietly(network.save_weights, paths["numbered.weights"])
-    shutil.copy(paths["numbered.weights"], paths["nameless.weights"])
-    with h5py.File(paths["nameless.weights"], "r+") as file:  # as before Keras stored names
-        for layer in file["layers"].values():
-            del layer["vars"].attrs["name"]
     write_legacy(network, paths["legacy"], whole=True)
     write_legacy(network, paths["legacy_weights"], whole=False)
     return paths
@@ -130,7 +127,7 @@ def old_name(layer: str) -> str:
     return {"conv1_conv": "conv1/conv", "conv1_bn": "conv1/bn"}.get(layer, layer)
 
 
-def write_legacy(network: Any, path: Path, *, whole: bool, chunks: int = 3) -> None:
+def write_legacy(network: Any, path: Path, *, whole: bool) -> None:
     """A file as Keras 2 on TensorFlow 1 laid it out."""
     with h5py.File(path, "w") as file:
         group = file
@@ -143,9 +140,7 @@ def write_legacy(network: Any, path: Path, *, whole: bool, chunks: int = 3) -> N
             momenta["training/Adam/conv2/kernel/m:0"] = np.zeros((1, 1, 4, 4), np.float32)
         group.attrs["backend"], group.attrs["keras_version"] = b"tensorflow", b"2.2.4"
         names = [old_name(layer.name).encode() for layer in network.layers]
-        # Keras cuts an attribute of more than 64 KB into pieces of this kind.
-        for index, part in enumerate(np.array_split(np.asarray(names), chunks)):
-            group.attrs[f"layer_names{index}"] = part
+        group.attrs["layer_names"] = names
         for layer in network.layers:
             name = old_name(layer.name)
             weights = {f"{name}/{weight.name}:0": weight for weight in layer.weights}
@@ -265,7 +260,6 @@ def test_the_published_shape_converts(
     ("name", "format", "leaky_from"),
     [
         ("numbered.weights", "weights only", "the list of layers stored in the file"),
-        ("nameless.weights", "weights only", "the list of layers stored in the file"),
         ("legacy", "whole model", "the graph stored in the file"),
         ("legacy_weights", "weights only", "the list of layers stored in the file"),
     ],
@@ -291,14 +285,12 @@ def test_variants_of_keras_2_give_the_same_tensors(
     network: Any, tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / "legacy.h5"
-    write_legacy(network, path, whole=True, chunks=1)
+    write_legacy(network, path, whole=True)
     with h5py.File(path, "r+") as file:
         group = file["model_weights"]
-        group.attrs["layer_names"] = group.attrs["layer_names0"]
-        del group.attrs["layer_names0"]
         # A second network in one TensorFlow session: the variables' names get a number.
         layer = group["conv2"]
-        layer["conv2_1/kernel_2:0"] = layer["conv2/kernel:0"][()].astype(">f8")
+        layer["conv2_1/kernel_2:0"] = layer["conv2/kernel:0"][()].astype("f8")
         del layer["conv2/kernel:0"]
         layer.attrs["weight_names"] = ["conv2_1/kernel_2:0", "conv2/bias:0"]
         graph = json.loads(file.attrs["model_config"])
@@ -315,31 +307,7 @@ def test_variants_of_keras_2_give_the_same_tensors(
     assert made.config.batch_norm_eps == 1e-3
 
 
-def test_an_encoder_used_as_one_layer_gives_the_same_tensors(
-    files: dict[str, Path], tensors: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    path = edited(files["legacy_weights"], tmp_path)
-    with h5py.File(path, "r+") as file:
-        names = convert_densedepth._strings(file, "layer_names")
-        inner = [name for name in names if name.startswith(("conv1/", "pool", "bn"))]
-        inner += [name for name in names if re.match(r"conv\d_block", name)]
-        encoder, weights = file.create_group("densenet121"), []
-        for name in inner:
-            for weight in convert_densedepth._strings(file[name], "weight_names"):
-                file.copy(file[name][weight], encoder, weight)
-                weights.append(weight)
-            del file[name]
-        for chunk, part in enumerate(np.array_split(weights, 5)):
-            encoder.attrs[f"weight_names{chunk}"] = [weight.encode() for weight in part]
-        rest = ["densenet121", *(name for name in names if name not in inner)]
-        for chunk in range(3):
-            del file.attrs[f"layer_names{chunk}"]
-        file.attrs["layer_names"] = rest
-        del file["conv1"]
-    assert_same_tensors(convert(path, tmp_path / "model").folder, tensors)
-
-
-def test_a_file_that_tells_no_flavour_takes_the_callers_or_the_published_one(
+def test_a_file_that_says_no_flavour_takes_the_callers_or_the_published_one(
     files: dict[str, Path], tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = edited(files["numbered.weights"], tmp_path)
@@ -360,11 +328,8 @@ def test_the_pytorch_port_gives_the_same_tensors(
 ) -> None:
     state = port_names(tensors)
     save_file(state, tmp_path / "port.safetensors")
-    # What torch.nn.DataParallel, an old torchvision and a training script make of it.
-    parallel = {
-        "module." + re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): tensor
-        for name, tensor in state.items()
-    }
+    # What torch.nn.DataParallel and a training script make of it.
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({"epoch": 3, "state_dict": parallel}, tmp_path / "script.pth")
     for name in ("port.safetensors", "script.pth"):
         made = convert(tmp_path / name, tmp_path / f"from_{name}", leaky_between_convs=True)
@@ -435,6 +400,23 @@ def test_an_empty_folder_is_filled_and_parents_are_made(
     assert convert(files["whole"], tmp_path / "empty").folder == tmp_path / "empty"
     assert convert(files["whole"], tmp_path / "a" / "b" / "c").folder.is_dir()
     assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
+
+
+def test_a_link_is_followed_to_what_is_or_will_be_there(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("there", "missing"):
+        target = tmp_path / "elsewhere" / name
+        if name == "there":
+            target.mkdir(parents=True)
+        (tmp_path / name).symlink_to(target)
+        assert convert(files["whole"], tmp_path / name).folder == target
+        assert {path.name for path in target.iterdir()} == FILES
+        assert (tmp_path / name).is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(files["whole"], Path())
+    assert {path.name for path in (tmp_path / "here").iterdir()} == FILES
 
 
 def test_neither_keras_nor_tensorflow_is_imported(
@@ -608,8 +590,10 @@ def test_numbers_that_can_not_be(spoilt: Path, tmp_path: Path) -> None:
     assert text == (
         "weight 'head.weight' has values beyond the range of float16; convert to float32."
     )
-    replace_kernel(spoilt, "conv3", data=np.ones((3, 3, 8, 1), np.int32))
-    assert "'conv3/kernel:0' does not hold float16, float32 or float64" in refusal(spoilt, tmp_path)
+    for kind in ("i4", ">f4"):
+        replace_kernel(spoilt, "conv3", data=np.ones((3, 3, 8, 1), kind))
+        text = refusal(spoilt, tmp_path)
+        assert "'conv3/kernel:0' does not hold float16, float32 or float64" in text
 
 
 def test_a_link_out_of_the_file(spoilt: Path, files: dict[str, Path], tmp_path: Path) -> None:
@@ -641,10 +625,11 @@ def test_another_network(keras: ModuleType, tmp_path: Path) -> None:
     assert "it holds no weights" in refusal(tmp_path / "empty.h5", tmp_path)
 
 
-def test_a_nameless_file_that_lacks_a_layer(files: dict[str, Path], tmp_path: Path) -> None:
-    path = edited(files["nameless.weights"], tmp_path)
-    with h5py.File(path, "r+") as file:
-        del file["layers/conv2d_7"]
+def test_layers_without_names(files: dict[str, Path], tmp_path: Path) -> None:
+    path = edited(files["numbered.weights"], tmp_path)
+    with h5py.File(path, "r+") as file:  # as the first Keras 3 wrote it
+        for layer in file["layers"].values():
+            del layer["vars"].attrs["name"]
     assert "is not a DenseDepth checkpoint: no weight is named" in refusal(path, tmp_path)
 
 
@@ -689,7 +674,7 @@ def test_a_graph_that_is_not_densedepths(spoilt: Path, tmp_path: Path) -> None:
     for edit, sentence in (
         (only("up1_convA", activation="relu"), "layer 'up1_convA' has the activation 'relu'"),
         (only("bn", epsilon=1e-3), "BatchNormalization is not the same everywhere (0.001, 1.001e"),
-        (only("bn", epsilon="x"), "epsilon of BatchNormalization is no number between 0 and 1"),
+        (only("bn", epsilon="x"), "epsilon of BatchNormalization is not a number between 0 and 1"),
         (unleak, "its graph has 7 LeakyReLU layers, "),
         (rename, "its graph has no layer 'up2_convB'"),
     ):
@@ -698,7 +683,7 @@ def test_a_graph_that_is_not_densedepths(spoilt: Path, tmp_path: Path) -> None:
             edit(layer)
         assert sentence in refuse_graph(json.dumps(graph))
     for text in ("{", "[]", '{"config": {"layers": [3]}}', "[" * 10**5):
-        assert "its model_config is no graph of a Keras model" in refuse_graph(text)
+        assert "its model_config is not the graph of a Keras model" in refuse_graph(text)
 
 
 def test_a_flavour_the_file_contradicts(files: dict[str, Path], tmp_path: Path) -> None:
@@ -740,19 +725,19 @@ def test_pytorch_files_that_hold_no_state_dict(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], path)
     assert "holds no state dict" in refusal(path, tmp_path)
     torch.save({"lr": 0.1}, path)
-    assert "entry 'lr' is no dense tensor" in refusal(path, tmp_path)
+    assert "entry 'lr' is not a dense tensor" in refusal(path, tmp_path)
     torch.save({"a": torch.zeros(1).to_sparse()}, path)
-    assert "entry 'a' is no dense tensor" in refusal(path, tmp_path)
+    assert "entry 'a' is not a dense tensor" in refusal(path, tmp_path)
     torch.save({"a": torch.zeros(1), "module.a": torch.zeros(1)}, path)
     assert "weights 'a' and 'module.a' both stand for 'a'" in refusal(path, tmp_path)
     torch.save({"a": torch.zeros(10**5)}, path)
     path.write_bytes(path.read_bytes()[:1000])
-    assert "is no PyTorch state dict, or truncated or damaged" in refusal(path, tmp_path)
+    assert "is not a PyTorch state dict, or truncated or damaged" in refusal(path, tmp_path)
     path.write_text("nothing")
-    assert "is no PyTorch state dict, or truncated or damaged" in refusal(path, tmp_path)
+    assert "is not a PyTorch state dict, or truncated or damaged" in refusal(path, tmp_path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(10**7))
-    assert "is no PyTorch state dict, or truncated or damaged" in refusal(path, tmp_path)
+    assert "is not a PyTorch state dict, or truncated or damaged" in refusal(path, tmp_path)
     path = tmp_path / "port.safetensors"
     save_file({"a": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:1000])
@@ -832,22 +817,45 @@ def test_the_command_converts_and_says_what_it_found(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_build_takes_a_checkpoint_and_converts_it_once(
+def build_with(checkpoint: Path, sources: tuple[Path, Path], out: Path) -> tuple[object, ...]:
+    command = ("build", *sources, out, *OPTIONS, "--placements", "1", "--no-flip")
+    return (*command, "--depth-model", checkpoint)
+
+
+def test_builds_take_a_checkpoint_and_convert_it_once(
     files: dict[str, Path],
     sources: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Two that were started together; an empty folder lies where the model goes."""
     source = tmp_path / "nyu.h5"
-    shutil.copy(next(iter(files.values())), source)
+    shutil.copy(files["legacy"], source)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    command = ("build", *sources, tmp_path / "out", *OPTIONS, "--placements", "1", "--no-flip")
-    fgbg(*command, "--depth-model", source)
-    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    cache = tmp_path / "home" / "fgbg" / "densedepth"
+    (cache / sha256_file(source)).mkdir(parents=True)
+    both = [start(*build_with(source, sources, tmp_path / name)) for name in "ab"]
+    for process in both:
+        _, stderr = process.communicate(timeout=HANG_S)
+        assert process.returncode == 0, stderr
+    (kept,) = cache.iterdir()
+    assert {path.name for path in kept.iterdir()} == FILES
+    recipe = json.loads((tmp_path / "a" / "recipe.json").read_text())
     assert recipe["depth"]["model_type"] == "densedepth"
-    (kept,) = (tmp_path / "home" / "fgbg" / "densedepth").iterdir()
-    assert kept.name == sha256_file(source)
     assert recipe["depth"]["weights_sha256"] == sha256_file(kept / "model.safetensors")
     before = (kept / "model.safetensors").stat().st_mtime_ns
-    fgbg(*command, "--depth-model", source)
+    fgbg(*build_with(source, sources, tmp_path / "a"))
     assert (kept / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_next_step(
+    files: dict[str, Path],
+    sources: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "home").write_text("a file where a folder should be")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    done = fgbg(*build_with(files["legacy"], sources, tmp_path / "out"), code=2)
+    assert "set HF_HOME to a folder" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -9,12 +9,10 @@ HDF5 layouts:
         `model_weights` laid out as the next one; `optimizer_weights` is ignored.
     weights only, Keras 1 and 2: attribute `layer_names`, a group per layer with an attribute
         `weight_names`, whose arrays lie at that path below the group. A slash in a name nests
-        groups (`conv1/conv/conv1/conv/kernel:0`); an attribute above 64 KB is cut into
-        `layer_names0`, `layer_names1`, ...
+        groups (`conv1/conv/conv1/conv/kernel:0`).
     weights only, Keras 3, `save_weights("x.weights.h5")`: `layers/<class>_<n>/vars/<i>`. The
-        attribute `name` of `vars` holds the layer's name; files without it (early Keras 3, Keras
-        2.12 and later) number the layers of each class in the order they run. `i` counts kernel,
-        bias in a convolution and gamma, beta, moving_mean, moving_variance in a norm.
+        attribute `name` of `vars` holds the layer's name; `i` counts kernel, bias in a convolution
+        and gamma, beta, moving_mean, moving_variance in a norm.
 
 Layer names are those of keras.applications' DenseNet and of the paper's decoder; see `_MODULES`.
 """
@@ -118,7 +116,7 @@ _KERAS_LAYER = re.compile(
 )
 # TensorFlow appends ":0" to every name, and "_1" where a session held two networks.
 _KERAS_WEIGHT = re.compile(
-    r"(?:(?P<path>.*)/)?(?P<parameter>kernel|bias|gamma|beta|moving_mean|moving_variance)"
+    r"(?:.*/)?(?P<parameter>kernel|bias|gamma|beta|moving_mean|moving_variance)"
     r"(?:_\d+)?(?::0)?"
 )
 _BLOCK_NAMES = {
@@ -162,7 +160,7 @@ class _Weight:
 
 @dataclass(frozen=True)
 class _Graph:
-    """What the stored graph of a whole Keras model tells."""
+    """What the stored graph of a whole Keras model says."""
 
     leaky_between_convs: bool
     leaky_slope: float
@@ -172,7 +170,7 @@ class _Graph:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """A source file opened: its weights by canonical name, and what else it tells."""
+    """A source file opened: its weights by canonical name, and what else it says."""
 
     path: Path
     layout: Literal["keras", "torch"]
@@ -206,7 +204,7 @@ def convert(
             half-pixel centres. No file stores it.
         max_depth: farthest depth in metres: 10 for NYU Depth v2, 80 for KITTI.
         leaky_between_convs: LeakyReLU after an up-step's first convolution too. Needed only where
-            the file does not tell; None then means no, as before 2019-03-11.
+            the file does not say it; None then means no, as before 2019-03-11.
         dtype: type of the saved weights.
 
     Returns:
@@ -218,7 +216,7 @@ def convert(
 
     Source: arXiv 1812.11941, sections 3.1, 3.2 and 4.1.
     """
-    source, out_dir = Path(source), Path(out_dir)
+    source, out_dir = Path(source), Path(os.path.realpath(out_dir))  # a link may be to nothing yet
     _check_arguments(source, out_dir, max_depth, dtype)
     with _open_checkpoint(source) as checkpoint:
         leaky, leaky_from = _find_flavour(checkpoint, leaky_between_convs)
@@ -456,7 +454,7 @@ def _check_shape(checkpoint: _Checkpoint, weight: _Weight, target: tuple[int, ..
 
 
 def _load(path: Path, weight: _Weight) -> torch.Tensor:
-    """Load one array as float32, and refuse numbers that are none."""
+    """Load one array as float32, and refuse NaN and infinity."""
     try:
         array = weight.read()
     except (OSError, RuntimeError, ValueError, SafetensorError):
@@ -556,7 +554,7 @@ def _hdf5_checkpoint(h5py: Any, path: Path, file: Any) -> _Checkpoint:
     text = file.attrs.get("model_config")
     graph = None if text is None else _read_graph(path, text)
     root = _follow(h5py, path, file, "model_weights") or file
-    if _has_strings(root, "layer_names"):
+    if "layer_names" in root.attrs:
         layers = _strings(root, "layer_names")
         found = _list_legacy(h5py, path, root, layers)
     else:
@@ -582,32 +580,19 @@ def _hdf5_checkpoint(h5py: Any, path: Path, file: Any) -> _Checkpoint:
 
 def _hdf5_weight(name: str, dataset: Any) -> _Weight:
     # Only the expected shape is ever read, so a file cannot ask for more memory than that.
-    native = dataset.dtype.newbyteorder("=")  # torch knows no other byte order
     return _Weight(
         name,
         tuple(int(side) for side in dataset.shape or ()),
-        native in (np.float16, np.float32, np.float64),
-        lambda: torch.from_numpy(np.asarray(dataset[()]).astype(native)),
+        dataset.dtype in (np.float16, np.float32, np.float64),
+        lambda: torch.from_numpy(np.asarray(dataset[()])),
     )
 
 
-def _has_strings(group: Any, name: str) -> bool:
-    return name in group.attrs or f"{name}0" in group.attrs
-
-
 def _strings(group: Any, name: str) -> list[str]:
-    """Read a list of strings from an attribute, or from its chunks `name0`, `name1`, ..."""
-    parts, chunk = [], 0
-    if name in group.attrs:
-        parts.append(group.attrs[name])
-    else:
-        while f"{name}{chunk}" in group.attrs:
-            parts.append(group.attrs[f"{name}{chunk}"])
-            chunk += 1
-    values = [value for part in parts for value in np.atleast_1d(part).tolist()]
+    """Read a list of strings from an attribute."""
     return [
         value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        for value in values
+        for value in np.atleast_1d(group.attrs.get(name, [])).tolist()
     ]
 
 
@@ -636,7 +621,7 @@ def _walk(group: Any) -> list[tuple[str, Any]]:
     """Path and node of everything below a group (links are not followed).
 
     Raises:
-        UnicodeDecodeError: a name is no UTF-8, as in damaged files; h5py gives such ones as bytes.
+        UnicodeDecodeError: a name is not UTF-8, as in damaged files; h5py gives such ones as bytes.
     """
     found: list[tuple[str, Any]] = []
 
@@ -682,20 +667,11 @@ def _list_legacy(h5py: Any, path: Path, root: Any, layers: list[str]) -> list[tu
 
 
 def _canonical(layer: str, weight: str) -> str:
-    """'conv1/bn', 'conv1/bn_1/gamma:0' -> 'conv1_bn/gamma'; a foreign name stays as it is.
-
-    The layer's name counts, and where that is a network (an encoder used as one layer) the weight's
-    own path.
-    """
-    match = _KERAS_WEIGHT.fullmatch(weight)
-    if match is None:
+    """'conv1/bn', 'conv1/bn_1/gamma:0' -> 'conv1_bn/gamma'; a foreign name stays as it is."""
+    match, plain = _KERAS_WEIGHT.fullmatch(weight), layer.replace("/", "_")
+    if match is None or not _KERAS_LAYER.fullmatch(plain):
         return f"{layer}/{weight}"
-    for name in (layer, match["path"] or ""):
-        last = re.search(r"(conv1/(?:conv|bn)|[^/]+)$", name)
-        plain = last[0].replace("/", "_") if last else ""
-        if _KERAS_LAYER.fullmatch(plain):
-            return f"{plain}/{match['parameter']}"
-    return f"{layer}/{weight}"
+    return f"{plain}/{match['parameter']}"
 
 
 def _list_numbered(
@@ -707,11 +683,7 @@ def _list_numbered(
         for name, node in _walk(file)
         if isinstance(node, h5py.Group) and name.endswith("/vars") and not _is_optimizers(name)
     ]
-    names = {
-        owner: _strings(file[f"{owner}/vars"], "name")[0]
-        for owner in owners
-        if "name" in file[f"{owner}/vars"].attrs
-    } or _names_by_number(owners)
+    names = {owner: "".join(_strings(file[f"{owner}/vars"], "name")[:1]) for owner in owners}
     found = []
     for name in sorted(_datasets(h5py, file)):
         if _is_optimizers(name):
@@ -725,53 +697,21 @@ def _list_numbered(
     return [owner.rpartition("/")[2] for owner in owners], found
 
 
-def _names_by_number(owners: Iterable[str]) -> dict[str, str]:
-    """Name the layers of a file that only numbers them, class by class, in the order they run.
-
-    All layers with weights lie on one chain, so that order is the only one, and the shapes of all
-    layers are checked afterwards.
-    """
-    numbered: dict[str, dict[int, str]] = {"conv2d": {}, "batch_normalization": {}}
-    for owner in owners:
-        match = re.fullmatch(r"(?:.*/)?(conv2d|batch_normalization)(?:_(\d+))?", owner)
-        if match:
-            numbered[match[1]][int(match[2] or 0)] = owner
-    names: dict[str, str] = {}
-    for blocks in ENCODERS:
-        layers = _keras_layers(blocks)
-        norms = [layer for layer in layers if layer.endswith("bn")]
-        convs = [layer for layer in layers if not layer.endswith("bn")]
-        expected = {"conv2d": convs, "batch_normalization": norms}
-        if all(sorted(numbered[kind]) == list(range(len(expected[kind]))) for kind in expected):
-            for kind, by_number in numbered.items():
-                names |= {by_number[n]: layer for n, layer in enumerate(expected[kind])}
-    return names
-
-
-def _keras_layers(blocks: tuple[int, ...]) -> list[str]:
-    """Names of all Keras layers with weights, in the order they run."""
-    layers = ["conv1_conv", "conv1_bn"]
-    for stage, count in enumerate(blocks, start=2):
-        for layer in range(1, count + 1):
-            parts = ("0_bn", "1_conv", "1_bn", "2_conv")
-            layers += [f"conv{stage}_block{layer}_{part}" for part in parts]
-        layers += [f"pool{stage}_bn", f"pool{stage}_conv"] if stage < 5 else ["bn"]
-    ups = [f"up{step}_conv{letter}" for step in range(1, 5) for letter in "AB"]
-    return [*layers, "conv2", *ups, "conv3"]
-
-
 # The graph of a whole Keras model
 
 
 def _read_graph(path: Path, text: Any) -> _Graph:
     """Read flavour, slope, epsilon and input size from the attribute `model_config`."""
     try:
-        layers = list(_graph_layers(json.loads(text)))
+        layers = [
+            {**layer, "class_name": str(layer["class_name"])}
+            for layer in json.loads(text)["config"]["layers"]
+        ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         _refuse(
             path,
-            "its model_config is no graph of a Keras model; save the weights alone and convert "
-            "those, or fetch the file again.",
+            "its model_config is not the graph of a Keras model; save the weights alone and "
+            "convert those, or fetch the file again.",
         )
     by_name = {str(layer["config"].get("name", layer.get("name"))): layer for layer in layers}
     for name, layer in by_name.items():
@@ -797,15 +737,6 @@ def _read_graph(path: Path, text: Any) -> _Graph:
     )
 
 
-def _graph_layers(model: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """All layers of a graph that are no graphs themselves, in order."""
-    for layer in model["config"]["layers"]:
-        if isinstance(layer["config"].get("layers"), list):
-            yield from _graph_layers(layer)
-        else:
-            yield {**layer, "class_name": str(layer["class_name"])}
-
-
 def _is_leaky(layer: dict[str, Any]) -> bool:
     return str(layer["class_name"]) == "LeakyReLU"
 
@@ -823,7 +754,7 @@ def _slopes(layers: list[dict[str, Any]]) -> list[Any]:
 def _one_number(path: Path, what: str, values: list[Any], default: float) -> float:
     """Return the one value that all have, as the shortest number that is the same in float32."""
     if not all(isinstance(value, int | float) and 0 < value < 1 for value in values):
-        _refuse(path, f"the {what} is no number between 0 and 1; give a DenseDepth checkpoint.")
+        _refuse(path, f"the {what} is not a number between 0 and 1; give a DenseDepth checkpoint.")
     numbers = {float(str(np.float32(value))) for value in values} or {default}
     if len(numbers) > 1:
         _refuse(
@@ -917,7 +848,7 @@ def _load_pickle(path: Path) -> dict[str, _Weight]:
             )
         _refuse(
             path,
-            "is no PyTorch state dict, or truncated or damaged; fetch it again, or save it with "
+            "is not a PyTorch state dict, or truncated or damaged; fetch it again, or save it with "
             "`torch.save(model.state_dict(), file)`.",
         )
     for name in ("state_dict", "model_state_dict"):
@@ -930,7 +861,7 @@ def _load_pickle(path: Path) -> dict[str, _Weight]:
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
             _refuse(
                 path,
-                f"entry '{name}' is no dense tensor; save the state dict alone: "
+                f"entry '{name}' is not a dense tensor; save the state dict alone: "
                 "`torch.save(model.state_dict(), file)`.",
             )
         is_float = value.dtype in (torch.float16, torch.float32, torch.float64)
@@ -954,7 +885,6 @@ def _torch_checkpoint(path: Path, found: Mapping[str, _Weight], format: str) -> 
     weights: dict[str, _Weight] = {}
     for name, weight in found.items():
         key = name.removeprefix("module.")  # torch.nn.DataParallel
-        key = re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key)  # torchvision before 0.3
         if key.endswith(".num_batches_tracked") or ".original_model.classifier." in key:
             continue
         if key in weights:
@@ -971,11 +901,17 @@ def _torch_checkpoint(path: Path, found: Mapping[str, _Weight], format: str) -> 
 
 
 def _write(model: DenseDepthForDepthEstimation, made: Conversion) -> None:
-    """Write, read back and compare beside OUT_DIR, then rename: it is whole or absent."""
+    """Write, read back and compare in a hidden folder, then put in place.
+
+    A folder that is not there yet appears whole; one that is, which may be a link or the mount of
+    a disk, is filled, and gets config.json, without which it is no model, last.
+    """
     out_dir = made.folder
+    filled = out_dir.is_dir()
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+        place = out_dir if filled else out_dir.parent
+        work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=place))
     except OSError as error:
         _refuse(out_dir, f"cannot be written ({error.strerror}); choose another output folder.")
     try:
@@ -986,13 +922,16 @@ def _write(model: DenseDepthForDepthEstimation, made: Conversion) -> None:
         (folder / "README.md").write_text(_card(made), encoding="utf-8")
         _compare(model, folder)
         readable = (folder / "config.json").stat().st_mode
-        for path in folder.iterdir():
+        files = sorted(folder.iterdir(), key=lambda path: path.name == "config.json")
+        for path in files:
             path.chmod(readable)  # safetensors makes its files readable by their owner alone
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        if out_dir.exists():
-            out_dir.rmdir()  # empty; Windows does not rename onto a folder
-        folder.rename(out_dir)
+        if filled:
+            for path in files:
+                path.rename(out_dir / path.name)
+        else:
+            folder.rename(out_dir)
     except (OSError, SafetensorError) as error:
         _refuse(
             out_dir,
