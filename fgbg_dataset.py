@@ -65,7 +65,15 @@ from builder.layout import RECIPE_FILE, built_format, data_glob, read_recipe
 from builder.pinned import PinnedRecipe
 from builder.recipe import Recipe
 from builder.record import TRAIN, DepthCodec, Plan, Tally
-from builder.release import TABLE_RECORDS, publish, verify, write_card, write_preview
+from builder.release import (
+    TABLE_RECORDS,
+    Publication,
+    VerifyReport,
+    publish,
+    verify,
+    write_card,
+    write_preview,
+)
 from builder.remote import Place, StorePath, local_folder, place
 from builder.sources import scan
 from builder.streaming import (
@@ -94,6 +102,7 @@ __all__ = [
     "NotABuildError",
     "OutputError",
     "PinnedRecipe",
+    "Publication",
     "PublishError",
     "PublishFailedError",
     "Recipe",
@@ -102,6 +111,7 @@ __all__ = [
     "RecordReader",
     "TrainingError",
     "UnfinishedError",
+    "VerifyReport",
     "earlier_set",
     "extend_build",
     "finish_build",
@@ -194,8 +204,8 @@ class FgbgDatasetDict(datasets.DatasetDict):
     ) -> Any:
         """Publish the set with its card, recipe, sources and statistics, in one commit.
 
-        Splits that have been changed are no longer what recipe and statistics tell of; they are
-        pushed as `datasets` pushes any others.
+        Splits that have been changed are no longer those that recipe and statistics describe;
+        they are pushed as `datasets` pushes any others.
 
         Args:
             config_name: name of the records' config; `default` unless the card says another.
@@ -636,7 +646,7 @@ def earlier_set(output_dir: str | os.PathLike[str] | StorePath) -> PinnedRecipe:
     """Return a finished set as what `FgbgDataset(..., earlier=...)` extends.
 
     Raises:
-        NotABuildError: there is none.
+        NotABuildError: no finished set is there.
     """
     out = place(output_dir).absolute()
     WorkFolder(out).restore()

@@ -68,8 +68,9 @@ class StorePath:
         secret = re.search(r"[@?]", key) if scheme != "hf" else re.search(r"[@?]", bucket)
         if secret or (re.search(r"[:#]", bucket) and not re.fullmatch(r"[^#]+:\d+", bucket)):
             raise FgbgError(
-                f"an address of {scheme}:// names a place and nothing else, such as @ or ?; give credentials "
-                "and options where the store's client looks for them, such as AWS_ACCESS_KEY_ID."
+                f"an address of {scheme}:// names a place and nothing else, so no @ and no ?; give "
+                "credentials and options where the store's client looks for them, such as "
+                "AWS_ACCESS_KEY_ID."
             )
         if not {"", ".", ".."}.isdisjoint(names) or printable(key) != key:
             raise FgbgError(f"{printable(address)} has an empty, relative or unreadable part.")

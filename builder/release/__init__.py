@@ -2,14 +2,16 @@
 
 from builder.release.card import write_card
 from builder.release.preview import LUT, TABLE_RECORDS, DepthScale, write_preview
-from builder.release.publish import PushPlan, publish
-from builder.release.verify import verify
+from builder.release.publish import Publication, PushPlan, publish
+from builder.release.verify import VerifyReport, verify
 
 __all__ = [
     "LUT",
     "TABLE_RECORDS",
     "DepthScale",
+    "Publication",
     "PushPlan",
+    "VerifyReport",
     "publish",
     "verify",
     "write_card",

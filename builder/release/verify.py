@@ -103,6 +103,10 @@ class VerifyReport:
     notes: tuple[str, ...]
     problems: tuple[Problem, ...]
 
+    def __repr__(self) -> str:
+        counts = f"records_checked={self.records_checked}, problems={len(self.problems)}"
+        return f"VerifyReport(target={self.target!r}, ok={self.ok}, {counts})"
+
     @property
     def ok(self) -> bool:
         """Whether no problem was found."""

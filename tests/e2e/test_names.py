@@ -63,14 +63,16 @@ def test_a_name_goes_through_every_step(name, hub, tmp_path):
     assert builder.as_dataset("train")["pixel_hash"][:] == loaded["pixel_hash"][:]
     assert RecordReader.of(out).pinned.fingerprint == builder.plan.pinned.fingerprint
 
-    assert verify(out, sample=None).problems == ()
+    report = verify(out, sample=None)
+    assert report.problems == ()
+    assert repr(report).endswith("ok=True, records_checked=4, problems=0)")
     fgbg("card", out)
     fgbg("preview", out)
     assert json.loads(fgbg("status", out, "--json").stdout)["finished"] is True
     blob(5, 20, 30).save(foregrounds / f"{name} new.png")
     fgbg("extend", foregrounds, backgrounds, out, "-q", "--workers", "1")
-    report = json.loads(fgbg("verify", out, "--all", "--json").stdout)
-    assert (report["records"], report["problems"]) == (6, [])
+    extended = json.loads(fgbg("verify", out, "--all", "--json").stdout)
+    assert (extended["records"], extended["problems"]) == (6, [])
     fgbg("push", out, "ann/odd", "--yes", "-q")
     assert len(datasets.load_dataset("ann/odd", split="train")) == 6
 
