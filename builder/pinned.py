@@ -38,8 +38,6 @@ MAX_RECIPE_BYTES = 2**28  # of recipe.json: some 600,000 sources
 DepthKind = Literal["metric", "relative"]
 DepthQuantity = Literal["depth", "inverse_depth"]
 
-LICENCE = "licence"  # what version 0.1.0 calls `license`
-
 _MAX_CREDIT_CHARACTERS = 2000  # of an author, a license or a url
 _MAX_RECORDS = 2**62
 _MAX_STAGES = 999  # three digits in the names of files
@@ -102,7 +100,7 @@ class SourceEntry:
     source_height: _SourceSide = field(metadata={"pixels": False})
     held_out: bool = False
     author: _Credit = field(default="", metadata={"pixels": False})
-    license: _Credit = field(default="", metadata={"pixels": False, "was": LICENCE})
+    license: _Credit = field(default="", metadata={"pixels": False, "was": "licence"})
     url: _Credit = field(default="", metadata={"pixels": False})
     intake: Annotated[int, Between(1, 2)] = field(default=1, metadata={"before": 1})
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from builder.pinned import LICENCE
+from builder.pinned import SourceEntry
 from builder.recipe import Recipe
+from builder.typed import checked_fields
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -94,12 +95,16 @@ def record_columns(recipe: Recipe) -> tuple[Column, ...]:
 def source_columns(names: Iterable[str]) -> tuple[Column, ...]:
     """Return the columns due in a file of prepared sources that has columns of these names.
 
-    They are `SOURCE_COLUMNS`, but for what version 0.1.0 called otherwise or had not.
+    They are `SOURCE_COLUMNS`, but for what an earlier version called otherwise or did not have.
     """
-    if LICENCE not in names:
-        return SOURCE_COLUMNS
-    had = (column for column in SOURCE_COLUMNS if column.name != "intake")
-    return tuple(replace(c, name=LICENCE) if c.name == "license" else c for c in had)
+    found, names = {field.name: field for field in checked_fields(SourceEntry)}, set(names)
+    columns = []
+    for column in SOURCE_COLUMNS:
+        field = found.get(column.name)
+        name = field.name_in(names) if field else column.name
+        if name or (field and "before" not in field.metadata):
+            columns.append(replace(column, name=name or column.name))
+    return tuple(columns)
 
 
 def preview_columns(recipe: Recipe) -> tuple[Column, ...]:

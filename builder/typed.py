@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import UnionType
@@ -90,6 +90,20 @@ class Field:
     required: bool
     metadata: Mapping[str, Any]
 
+    def name_in(self, names: Container[str]) -> str | None:
+        """Return what a stored object of these names calls this field; None if it has none."""
+        known = (self.name, self.metadata.get("was", self.name))
+        return next((name for name in known if name in names), None)
+
+    def value_in(self, content: Mapping[str, Any]) -> Any:
+        """Return the value of this field in a stored object; an absent one is as it was before.
+
+        Raises:
+            LookupError: the object lacks a field that every version writes.
+        """
+        name = self.name_in(content)
+        return self.metadata["before"] if name is None else content[name]
+
     def wrong_type(self, value: object) -> str | None:
         """Say why a value cannot be of this field's type; None if it can."""
         if self.choices:
@@ -160,8 +174,8 @@ def read(cls: type[T], content: object, where: str) -> T:
     for field in known:
         if field.name in values:
             continue
-        if (was := field.metadata.get("was")) in values:
-            values[field.name] = values.pop(was)
+        if name := field.name_in(values):
+            values[field.name] = values.pop(name)
         elif "before" in field.metadata:
             values[field.name] = field.metadata["before"]
         elif field.required:

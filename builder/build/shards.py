@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from builder.files import read_text, rename, sha256_file, temporary_for, write_text
@@ -23,7 +23,7 @@ from builder.record import Encoder, Record, Statistics
 from builder.remote import Place
 from builder.schema import features, record_columns
 from builder.tables import FileFormat, write_table
-from builder.typed import Sha256, check, read
+from builder.typed import Sha256, check, read, stored
 from builder.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _metadata(pinned: PinnedRecipe) -> dict[bytes, bytes]:
     pinned = pinned.public()  # shards are published as they are
     content: dict[str, Any] = {"fingerprint": pinned.fingerprint, "recipe": pinned.recipe.to_dict()}
     if pinned.depth:
-        content["depth"] = asdict(pinned.depth)
+        content["depth"] = stored(pinned.depth)
     return {b"fgbg": json.dumps(content).encode()}
 
 

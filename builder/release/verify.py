@@ -34,7 +34,7 @@ from builder.layout import (
     TABLE_FILE,
     shard_file,
 )
-from builder.pinned import LICENCE, PinnedRecipe, SourceEntry
+from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
 from builder.record import (
     ALPHA_IN_MASK,
@@ -61,6 +61,7 @@ from builder.release.preview import TABLE_RECORDS
 from builder.release.record_check import RecordCheck
 from builder.schema import preview_columns, record_columns, source_columns
 from builder.sources import Source, SourceBank, uncredited
+from builder.typed import checked_fields
 from builder.untrusted import Unreadable, parse_json, printable, refusing, shown
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
@@ -352,10 +353,8 @@ class _Verification:
     ) -> Source | None:
         """Compare a prepared source with its entry in the recipe; None if it cannot be used."""
         where, image = f"{kind}/{entry.id}", row.pop("image")
-        # What a file of version 0.1.0 has not, or calls otherwise.
-        stated = {"intake": 1, "license": row.get(LICENCE), **row}
-        for name, due in asdict(entry).items():
-            value = stated.get(name)
+        for column in checked_fields(SourceEntry):
+            name, value, due = column.name, column.value_in(row), getattr(entry, column.name)
             if value != due:
                 check = "credits" if name in ("author", "license", "url") else "sources"
                 self._problem(check, where, f"its {name} is {value!r}, in the recipe {due!r}")

@@ -20,6 +20,7 @@ import pytest
 from datasets.arrow_writer import ParquetWriter
 from PIL import Image
 
+from builder import typed
 from builder.build.shards import Commit, is_done, read_commit, sealed, write_shard
 from builder.errors import NewerVersionError
 from builder.files import create_bytes, write_text
@@ -196,7 +197,7 @@ def test_the_files_metadata_carries_features_recipe_and_depth(
     assert json.loads(metadata[b"fgbg"]) == {
         "fingerprint": held.fingerprint,
         "recipe": held.recipe.to_dict(),
-        "depth": asdict(depth_info()),
+        "depth": typed.stored(depth_info()),
     }
 
 
