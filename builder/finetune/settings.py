@@ -1,4 +1,4 @@
-"""What a run of fine-tuning is told, and how far it is."""
+"""The settings of a fine-tuning run, and its progress."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def runs(built, sources, tiny_model, tmp_path_factory):
         for name, source in chosen.items():
             words = [str(word) for word in (*source, *RUN)]
             told = []
-            patch.setattr("examples.train_streaming.tell", told.append)
+            patch.setattr("examples.train_streaming.report", told.append)
             main([*words, "--out", str(root / name)])
             done[name] = (words, root / name, told)
     return done

@@ -446,6 +446,19 @@ def test_processor_scales_to_one_and_resizes_bilinearly_without_normalising() ->
     np.testing.assert_allclose(unchanged[0].permute(1, 2, 0).numpy(), pixels / 255, atol=1e-6)
 
 
+def test_the_processor_warns_of_pictures_that_were_scaled_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    processor = DenseDepthImageProcessor()
+    for fine in (pixels, pixels // 255, pixels.astype(np.float32), torch.from_numpy(pixels)):
+        processor(fine, return_tensors="pt")
+    processor(pixels / np.float32(255), do_rescale=False, return_tensors="pt")
+    assert not caplog.records
+    processor(pixels / np.float32(255), return_tensors="pt")
+    assert "divided by 255 again; pass do_rescale=False" in caplog.text
+
+
 def test_post_processing_resizes_each_map_and_never_leaves_its_range() -> None:
     depth = torch.tensor([[[1.0, 1.0, 9.0, 9.0]] * 4] * 2)  # an edge, where bicubic overshoots
     outputs = DepthEstimatorOutput(predicted_depth=depth)

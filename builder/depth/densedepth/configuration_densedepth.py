@@ -87,7 +87,7 @@ class DenseDepthConfig(PreTrainedConfig):
             if index < len(self.block_config) - 1:
                 channels //= 2
                 taps.append(channels)
-        # Transition 3 is at stride 32 already: it feeds block 4 and is no tap.
+        # Transition 3 is at stride 32 already: it feeds block 4 and is not a tap.
         return [*taps[:4], channels]
 
     @property

@@ -132,7 +132,7 @@ class Conversion:
     """What a conversion made, and what it found in the source file.
 
     `leaky_from` says in words where the activation flavour was read; `leaky_assumed` is True where
-    neither the file nor the caller told and the flavour of before 2019-03-11 was taken.
+    neither the file nor the caller says it, and that of before 2019-03-11 was taken.
     `processor_size` is the image processor's, in pixels.
     """
 
@@ -307,7 +307,7 @@ def _find_flavour(checkpoint: _Checkpoint, asked: bool | None) -> tuple[bool, st
     if checkpoint.graph is not None:
         stored, where = checkpoint.graph.leaky_between_convs, "the graph stored in the file"
     elif checkpoint.leaky_layers in (4, 8):
-        # Weights alone cannot tell, but Keras lists layers without weights too.
+        # Weights alone do not show it, but Keras lists layers without weights too.
         stored, where = checkpoint.leaky_layers == 8, "the list of layers stored in the file"
     if stored is None:
         return (False, None) if asked is None else (asked, "given when converting")
@@ -376,7 +376,7 @@ def _find_blocks(checkpoint: _Checkpoint) -> tuple[int, ...]:
         known = ", ".join(f"{name} {blocks}" for blocks, name in ENCODERS.items())
         _refuse(
             checkpoint.path,
-            f"its dense blocks have {tuple(counts)} layers, which is none of DenseDepth's encoders "
+            f"its dense blocks have {tuple(counts)} layers, unlike any of DenseDepth's encoders "
             f"({known}); give a complete checkpoint of one of them.",
         )
     return tuple(counts)
@@ -499,7 +499,7 @@ def _build_model(
 
 @contextmanager
 def _open_checkpoint(path: Path) -> Iterator[_Checkpoint]:
-    """Open a file by its suffix, and by its first bytes where the suffix is none of torch's."""
+    """Open a file by its suffix, and by its first bytes where the suffix is not one of torch's."""
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         with _open_safetensors(path) as checkpoint:
@@ -904,7 +904,7 @@ def _write(model: DenseDepthForDepthEstimation, made: Conversion) -> None:
     """Write, read back and compare in a hidden folder, then put in place.
 
     A folder that is not there yet appears whole; one that is, which may be a link or the mount of
-    a disk, is filled, and gets config.json, without which it is no model, last.
+    a disk, is filled, and gets config.json, which makes it a model, last.
     """
     out_dir = made.folder
     filled = out_dir.is_dir()
@@ -1016,7 +1016,7 @@ def _card_rows(made: Conversion) -> str:
         flavour = "after an up-step's second convolution only (as in code before 2019-03-11)"
     if made.leaky_assumed:
         flavour += (
-            ": **assumed**, for the file holds weights only and they cannot tell; if the depth "
+            ": **assumed**, for the file holds weights only, which do not show it; if the depth "
             "looks wrong, convert again with the other flavour"
         )
     else:

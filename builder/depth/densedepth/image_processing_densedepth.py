@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import DepthEstimatorOutput
+
+logger = logging.getLogger(__name__)
 
 
 class DenseDepthImageProcessor(PilBackend):
@@ -28,6 +34,16 @@ class DenseDepthImageProcessor(PilBackend):
     do_normalize = False
     do_convert_rgb = True
     model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def _preprocess(self, images: list[Any], **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """Do as every processor does, and warn of pictures that were scaled before."""
+        floats = (image for image in images if np.issubdtype(image.dtype, np.floating))
+        if kwargs.get("do_rescale") and any(image.max() <= 1 for image in floats):
+            logger.warning(
+                "Pictures in floats from 0 to 1 are divided by 255 again; pass do_rescale=False, "
+                "or values from 0 to 255."
+            )
+        return super()._preprocess(images, **kwargs)
 
     def post_process_depth_estimation(
         self,
