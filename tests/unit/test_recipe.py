@@ -316,6 +316,7 @@ PLACES = [
         ("depth",),
         ("skipped",),
         ("fingerprint",),
+        ("format",),
         ("foregrounds", 0),
         *(("recipe", f.name) for f in dataclasses.fields(Recipe)),
         *(("foregrounds", 0, f.name) for f in dataclasses.fields(SourceEntry)),
