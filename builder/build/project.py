@@ -74,8 +74,7 @@ class Project:
             RecipeMismatchError: sources of the earlier set have changed or are gone.
             FgbgError: one folder lies where another one's files are looked for.
         """
-        out = work.out if work and isinstance(work.out, Path) else None
-        refuse_overlap(foreground_dir, background_dir, out)
+        refuse_overlap(foreground_dir, background_dir, work.out if work else None)
         held = work.held() if work else None
         if held and recipe.precision == "auto" and held.recipe.depth_model == recipe.depth_model:
             # what 'auto' led to when the build began, maybe on another machine

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms
 
 from builder.sources.samples import BadImageError
+from builder.untrusted import printable
 
 _LATTICE_STEPS = 17  # of each colour, on which a profile is compared with sRGB
 
@@ -114,7 +115,10 @@ def _profile_of_gamma(mode: str, gamma: float, places: object) -> bytes | None:
         return None
     if mode.startswith(("L", "I", "1")):
         return _profile(b"GRAY", {b"kTRC": _curve((1 / gamma,))})
-    return _matrix_profile(chosen, (1 / gamma,))
+    try:
+        return _matrix_profile(chosen, (1 / gamma,))
+    except (np.linalg.LinAlgError, OverflowError, ValueError, struct.error):
+        return _matrix_profile(_SRGB, (1 / gamma,))  # of primaries that span no triangle
 
 
 def _is_adobe_rgb_by_exif(image: Image.Image) -> bool:
@@ -212,7 +216,7 @@ def is_of_greys(profile: bytes) -> bool:
     Raises:
         UnusableProfileError: the profile is damaged.
     """
-    return _opened(profile).profile.xcolor_space == "GRAY"
+    return _opened(profile)[1] == "GRAY"
 
 
 def by_table(image: Image.Image, table: npt.NDArray[np.uint8]) -> Image.Image:
@@ -224,9 +228,11 @@ def by_table(image: Image.Image, table: npt.NDArray[np.uint8]) -> Image.Image:
     return Image.merge("RGB", channels)
 
 
-def _opened(profile: bytes) -> ImageCms.ImageCmsProfile:
+def _opened(profile: bytes) -> tuple[ImageCms.ImageCmsProfile, str]:
+    """Return a profile and its colour space."""
     try:
-        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return opened, opened.profile.xcolor_space
     except (OSError, TypeError, ValueError, ImageCms.PyCMSError):
         raise UnusableProfileError("damaged colour profile") from None
 
@@ -240,7 +246,7 @@ def grey_table(profile: bytes) -> npt.NDArray[np.uint8] | None:
     """
     ramp = Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256))
     # What LittleCMS does for speed is off by up to 10 of 255 in the darks of a linear profile.
-    transform = _built(_opened(profile), "I;16", ImageCms.Flags.NOOPTIMIZE)
+    transform = _built(*_opened(profile), "I;16", ImageCms.Flags.NOOPTIMIZE)
     table = np.asarray(transform.apply(ramp)).reshape(65536, 3)
     same = np.abs(table[::257].astype(np.int16) - np.arange(256)[:, None]).max() <= 1
     return None if same else table
@@ -250,8 +256,8 @@ def grey_table(profile: bytes) -> npt.NDArray[np.uint8] | None:
 def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return what makes sRGB of RGB, CMYK or LAB pixels; None where that moves no colour."""
     if mode == "LAB":  # its white is D50, with or without a profile
-        return _built(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), mode)
-    transform = _built(_opened(profile or b""), mode)
+        return _built(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), "Lab ", mode)
+    transform = _built(*_opened(profile or b""), mode)
     steps = np.linspace(0, 255, _LATTICE_STEPS).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 1, 3)
     if mode == "RGB":
@@ -262,11 +268,14 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
 
 
 def _built(
-    profile: ImageCms.ImageCmsProfile, mode: str, flags: ImageCms.Flags = ImageCms.Flags.NONE
+    profile: ImageCms.ImageCmsProfile,
+    space: str,
+    mode: str,
+    flags: ImageCms.Flags = ImageCms.Flags.NONE,
 ) -> ImageCms.ImageCmsTransform:
-    if _SPACES.get(profile.profile.xcolor_space) != mode:
-        space = profile.profile.xcolor_space.strip()
-        raise UnusableProfileError(f"colour profile of {space} for {mode} pixels")
+    if _SPACES.get(space) != mode:
+        name = printable(space.strip())
+        raise UnusableProfileError(f"colour profile of {name} for {mode} pixels")
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
     try:

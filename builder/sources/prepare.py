@@ -113,20 +113,9 @@ def prepare(
     by_key = {name_key(name): source for name, source in (known or {}).items()}
     maker = _Maker(folder, kind, recipe, by_key, before)
     results = _made(maker, found.files, progress)
-    problems = [*credits.lost, *credits.unused]
-    # Of pictures alone: a caption beside its picture has the same name and is bad anyway.
-    pictures = [file for file, result in results.items() if isinstance(result, Source)]
     named = same_sources(found.files, like)
-    taken = [entry.id for entry in like]
-    ids, clashes = ids_of([file for file in pictures if file not in named], taken)
-    problems += clashes
-    clashing, sources = {file for file, _ in clashes}, []
-    for file, result in results.items():
-        if isinstance(result, BadImageError):
-            problems.append((file, str(result)))
-        elif file not in clashing:
-            credit = credits.by_file.get(file, Credit())
-            sources.append(_entered(result, ids.get(file), named.get(file), credit))
+    sources, problems = _entered(results, named, [entry.id for entry in like], credits.by_file)
+    problems = [*credits.lost, *credits.unused, *problems]
     if credits.lost and skip_bad:  # the others can be left out
         problems = credits.lost
     problems = [(_label(folder, name), reason) for name, reason in problems]
@@ -136,8 +125,7 @@ def prepare(
         raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
     for note, names in _grouped(sorted(maker.notes)).items():
         _log.warning("%s: %s: %s", _label(folder), note, _listed(names))
-    sources.sort(key=lambda source: source.entry.id)
-    return PreparedFolder(tuple(sources), tuple(problems), duplicates(sources))
+    return PreparedFolder(sources, tuple(problems), duplicates(sources))
 
 
 def _made(
@@ -168,13 +156,35 @@ def _made(
         }
 
 
-def _entered(source: Source, id_: str | None, named: SourceEntry | None, credit: Credit) -> Source:
-    """Return a source under its id, or the name that an earlier set has for it; credited."""
-    entry = source.entry
-    if named:
-        same_path = name_key(named.file) == name_key(entry.file)
-        entry = replace(entry, id=named.id, file=named.file if same_path else entry.file)
-    return replace(source, entry=replace(entry, id=id_ or entry.id, **credit._asdict()))
+def _entered(
+    results: Mapping[str, Source | BadImageError],
+    named: Mapping[str, SourceEntry],
+    taken: Collection[str],
+    credits: Mapping[str, Credit],
+) -> tuple[tuple[Source, ...], list[tuple[str, str]]]:
+    """Return the sources in id order, each under its id and credited; what cannot be used.
+
+    Args:
+        named: what an earlier set calls those files that are sources of it.
+        taken: the ids of that set.
+    """
+    # Of pictures alone: a caption beside its picture has the same name and is bad anyway.
+    pictures = [file for file, result in results.items() if isinstance(result, Source)]
+    ids, problems = ids_of([file for file in pictures if file not in named], taken)
+    clashing, sources = {file for file, _ in problems}, []
+    for file, result in results.items():
+        if isinstance(result, BadImageError):
+            problems.append((file, str(result)))
+        elif file not in clashing:
+            entry, was = result.entry, named.get(file)
+            if was is None:
+                entry = replace(entry, id=ids[file])
+            else:
+                same_path = name_key(was.file) == name_key(entry.file)
+                entry = replace(entry, id=was.id, file=was.file if same_path else entry.file)
+            credit = credits.get(file, Credit())._asdict()
+            sources.append(replace(result, entry=replace(entry, **credit)))
+    return tuple(sorted(sources, key=lambda source: source.entry.id)), problems
 
 
 def _label(folder: Path, name: str = "") -> str:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from builder.errors import FgbgError
 from builder.files import is_system_file, open_regular, sha256_file
 from builder.pinned import SourceEntry
-from builder.remote import MAX_IMAGE_BYTES
+from builder.remote import MAX_IMAGE_BYTES, Place
 from builder.untrusted import printable
 
 CREDITS_FILE = "credits.csv"
@@ -87,7 +87,7 @@ def scan(folder: Path, *, apart: Collection[Path] = (), wanted: Collection[str] 
     return Scan(files, tuple(sorted(walk.credits)), tuple(walk.left_out))
 
 
-def refuse_overlap(foregrounds: Path, backgrounds: Path, out: Path | None) -> None:
+def refuse_overlap(foregrounds: Path, backgrounds: Path, out: Place | None) -> None:
     """Refuse folders of which one would be taken for the content of another.
 
     Raises:
@@ -98,7 +98,7 @@ def refuse_overlap(foregrounds: Path, backgrounds: Path, out: Path | None) -> No
             f"{foregrounds} is given for both foregrounds and backgrounds; give a folder for each."
         )
     for folder in (foregrounds, backgrounds):
-        if out is not None and out.resolve().is_relative_to(folder.resolve()):
+        if isinstance(out, Path) and out.resolve().is_relative_to(folder.resolve()):
             raise FgbgError(
                 f"{out} lies in {folder}, whose files are sources; choose an output folder outside."
             )

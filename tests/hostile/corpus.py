@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from tests.pictures import blob, encoded, png, scene
+from tests.pictures import ADOBE_RGB, blob, encoded, png, scene, tiff
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 37, 29
@@ -76,6 +76,15 @@ def _pngs() -> dict[str, bytes]:
     info = {"icc_profile": icc, "dpi": (72, 72), "exif": _exif(6)}
     files["png-with-profile-and-exif"] = encoded(_cutout(), "PNG", **info)
     files["png-animated"] = _animated("PNG")
+    files["png-adobe-rgb"] = encoded(_photo(), "PNG", icc_profile=ADOBE_RGB)
+    colours = {"gamma": (b"gAMA", b"\0\1\x86\xa0"), "cicp": (b"cICP", b"\x0c\x0d\0\1")}
+    for name, chunk in colours.items():
+        files[f"png-{name}"] = png(WIDTH, HEIGHT, 8, 2, _samples(8, 3), chunk)
+    for bits in (4, 16):
+        key = (b"tRNS", b"\0\1" * (3 if bits == 16 else 1))
+        colour, channels = (2, 3) if bits == 16 else (0, 1)
+        rows = _samples(bits, channels)
+        files[f"png-key{bits}"] = png(WIDTH, HEIGHT, bits, colour, rows, key)
     return files
 
 
@@ -117,6 +126,7 @@ def _jpegs() -> dict[str, bytes]:
         "jpeg-grey": encoded(grey, "JPEG"),
         "jpeg-grey-progressive": encoded(grey, "JPEG", progressive=True),
         "jpeg-cmyk": encoded(cmyk, "JPEG"),
+        "jpeg-adobe-rgb": encoded(_photo(), "JPEG", icc_profile=ADOBE_RGB),
         "jpeg-rotated": encoded(_photo(), "JPEG", exif=_exif(8)),
         "jpeg-phone": encoded(_photo(), "MPO", **pair),
     }
@@ -147,7 +157,21 @@ def _tiffs() -> dict[str, bytes]:
         "tiff-strips": encoded(_cutout(), "TIFF", compression="tiff_lzw", strip_size=200),
         "tiff-pages": _animated("TIFF"),
         "tiff-tiles": tiled(np.asarray(_photo())),
+        "tiff-adobe-rgb": encoded(_photo(), "TIFF", icc_profile=ADOBE_RGB),
     }
+    size = {256: (WIDTH,), 257: (HEIGHT,), 259: (1,)}
+    kinds = {
+        "grey12": ({258: (12,), 262: (1,), 277: (1,)}, _samples(12, 1)),
+        "white-is-zero": ({258: (16,), 262: (0,), 277: (1,)}, _samples(16, 1)),
+        "unspecified": ({258: (8,) * 4, 262: (2,), 277: (4,), 338: (0,)}, _samples(8, 4)),
+        "associated": ({258: (8, 8), 262: (1,), 277: (2,), 338: (1,)}, _samples(8, 2)),
+        "cielab": ({258: (8,) * 3, 262: (8,), 277: (3,)}, _samples(8, 3)),
+    }
+    for name, (tags, rows) in kinds.items():
+        files[f"tiff-{name}"] = tiff([({**size, **tags}, b"".join(rows))])
+    thumbnail = ({**size, 258: (8,), 262: (1,), 277: (1,), 254: (1,)}, b"".join(_samples(8, 1)))
+    whole = ({**size, 258: (8,), 262: (1,), 277: (1,)}, b"".join(_samples(8, 1)))
+    files["tiff-thumbnail"] = tiff([thumbnail, whole])
     return files
 
 

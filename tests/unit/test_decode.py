@@ -234,6 +234,21 @@ def test_a_profile_that_cannot_be_used_is_told(tmp_path: Path, profile: bytes, w
     assert result.image.info == {}
 
 
+@given(st.data())
+def test_a_profile_with_any_bytes_changed_is_used_or_told(data: st.DataObject) -> None:
+    kinds = [("RGB", ADOBE_RGB), ("L", grey_icc(2.2)), ("CMYK", cmyk_icc())]
+    mode, profile = data.draw(st.sampled_from(kinds))
+    spoilt = bytearray(profile)
+    changes = st.tuples(st.integers(0, len(profile) - 1), st.integers(0, 255))
+    for at, value in data.draw(st.lists(changes, min_size=1, max_size=5)):
+        spoilt[at] = value
+    image = Image.new(mode, (4, 4), 99 if mode == "L" else (99,) * len(mode))
+    with tempfile.TemporaryDirectory() as folder:
+        made = decoded(Path(folder), encoded(image, "TIFF", icc_profile=bytes(spoilt)))
+    assert made.image.mode == "RGB"
+    assert all(note.isprintable() for note in made.notes)
+
+
 def png_of(*chunks: tuple[bytes, bytes], colours: npt.NDArray[np.uint8] = COLOURS) -> bytes:
     kind = 2 if colours.ndim == 3 else 0
     return png(SIDE, SIDE, 8, kind, [row.tobytes() for row in colours], *chunks)
@@ -281,6 +296,16 @@ def test_a_png_that_is_srgb_by_its_chunks_stays(
     tmp_path: Path, chunks: list[tuple[bytes, bytes]]
 ) -> None:
     assert np.array_equal(pixels(tmp_path, png_of(*chunks)), COLOURS)
+
+
+@pytest.mark.parametrize(
+    "places", [(0.3, 0.3) * 4, (0.3, 0.3, 0.001, 0.9, 0.001, 0.9, 0.001, 0.9), (21474,) * 8]
+)
+def test_impossible_primaries_of_a_png_are_left_aside(
+    tmp_path: Path, places: tuple[float, ...]
+) -> None:
+    got = pixels(tmp_path, png_of(gama(1.0), chrm(*places)))
+    assert np.abs(got - coded(COLOURS / 255)).max() <= 1
 
 
 def test_display_p3_by_numbers_becomes_srgb(tmp_path: Path) -> None:
