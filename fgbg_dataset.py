@@ -61,7 +61,7 @@ from builder.errors import (
     UnfinishedError,
 )
 from builder.files import read_text
-from builder.layout import RECIPE_FILE, built_format, data_glob, read_recipe
+from builder.layout import RECIPE_FILE, built_format, data_glob, read_recipe, state_files
 from builder.pinned import PinnedRecipe
 from builder.recipe import Recipe
 from builder.record import TRAIN, DepthCodec, Plan, Tally
@@ -475,6 +475,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                         ledger=ledger,
                         options=options,
                     )
+                    state_files(built)
                     work.publish(built)
 
     def _download_and_prepare(
@@ -495,7 +496,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         folder = Path(self._output_dir)
         write_metadata(folder, work, self.project.pinned, finished)
         write_preview(folder)
-        write_card(folder, license=options.license, title=work.out.name)
+        write_card(folder, license=options.license, name=work.out.name)
 
     def _prepare_split(
         self,

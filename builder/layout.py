@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from builder.errors import FgbgError, NotABuildError, RecipeError
-from builder.files import read_text, write_text
+from builder.files import read_text, sha256_file, write_text
 from builder.pinned import MAX_RECIPE_BYTES, PinnedRecipe
 from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place, StorePath
@@ -30,9 +31,21 @@ PAGE_FILE = "assets/preview.html"
 FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")  # all but those of the records
 
 ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
-MAX_STATISTICS_BYTES = 2**28
+
+# Of the files that are read whole; far above what a set of 10^9 records needs.
+MAX_BYTES = {
+    RECIPE_FILE: MAX_RECIPE_BYTES,
+    STATISTICS_FILE: 2**28,
+    CARD_FILE: 2**20,
+    PAGE_FILE: 2**26,
+    SHEET_FILE: 2**26,
+    INFO_FILE: 2**20,
+}
+
 # Raised when statistics.json becomes something that earlier versions would misread.
 STATISTICS_FORMAT = 1
+
+_STATISTICS_KEYS = ("format", "fingerprint", "splits", "files")
 
 _Count = Annotated[int, Between(0, 2**62)]
 
@@ -47,6 +60,21 @@ class DataFile:
 
     file: str
     rows: _Count
+    size_bytes: _Count
+    sha256: Sha256
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherFile:
+    """A file of a set as `assets/statistics.json` states it; not of records, card or itself.
+
+    Raises:
+        RecipeError: a field has the wrong type or a value that it cannot have.
+    """
+
     size_bytes: _Count
     sha256: Sha256
 
@@ -126,7 +154,7 @@ def read_statistics(out: Place, plan: Plan) -> dict[str, Figures]:
     """
     path = out / STATISTICS_FILE
     try:
-        return parse_statistics(read_text(path, MAX_STATISTICS_BYTES), plan, str(path))
+        return parse_statistics(read_text(path, MAX_BYTES[STATISTICS_FILE]), plan, str(path))
     except (OSError, ValueError) as error:
         why = printable(str(error))[:300]
         raise NotABuildError(f"{path} cannot be read ({why}); build the set again.") from None
@@ -144,7 +172,7 @@ def parse_statistics(text: str, plan: Plan, where: str) -> dict[str, Figures]:
     """
     content = parse_json(text)
     try:
-        refuse_newer(content, ("format", "fingerprint", "splits"), where, STATISTICS_FORMAT)
+        refuse_newer(content, _STATISTICS_KEYS, where, STATISTICS_FORMAT)
         if content["fingerprint"] != plan.pinned.fingerprint:
             raise ValueError("it is of another set")
         if list(content["splits"]) != list(plan.splits):
@@ -155,6 +183,54 @@ def parse_statistics(text: str, plan: Plan, where: str) -> dict[str, Figures]:
         }
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def parse_files(text: str, where: str) -> dict[str, OtherFile] | None:
+    """Return the other files that the text of `assets/statistics.json` states, by name.
+
+    None for a set of version 0.1.0, which states none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    content = parse_json(text)
+    try:
+        if "files" not in content:
+            return None
+        return {name: read(OtherFile, file, where) for name, file in content["files"].items()}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
+def state_files(out: Path, names: Iterable[str] | None = None) -> None:
+    """Write into `assets/statistics.json` what the other files of a finished build are.
+
+    Args:
+        out: the built folder.
+        names: of the files that were written anew; None: all there are.
+    """
+    text = read_text(out / STATISTICS_FILE, MAX_BYTES[STATISTICS_FILE])
+    if names is None:
+        names = [
+            name
+            for name in (path.relative_to(out).as_posix() for path in out.rglob("*"))
+            if (out / name).is_file()
+            and not name.startswith(("data/", ARROW_PREFIX))
+            and name not in (CARD_FILE, STATISTICS_FILE)
+        ]
+        held: dict[str, Any] = {}
+    elif (held := parse_json(text).get("files")) is None:
+        return  # a set of version 0.1.0, of which nothing was stated
+    stated = {
+        name: {"size_bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
+        for name in names
+    }
+    write_text(out / STATISTICS_FILE, with_files(text, {**held, **stated}))
+
+
+def with_files(statistics: str, files: Mapping[str, Mapping[str, object]]) -> str:
+    """Return the text of `assets/statistics.json` with what is stated of other files."""
+    return json.dumps({**parse_json(statistics), "files": dict(sorted(files.items()))}) + "\n"
 
 
 def _figures(content: Mapping[str, object], split: SplitPlan, where: str) -> Figures:

@@ -15,6 +15,7 @@ from builder.recipe import Recipe
 from builder.typed import checked_fields
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Features
 
 MASK_ON = 255
@@ -84,7 +85,9 @@ _DEPTH_COLOUR = Column(
     "sRGB",
     "depth as a picture: near bright, far dark, unknown hatched; one scale for the whole preview",
 )
-_SPLIT = Column("split", "string", "", "", "split of the default config the record is from")
+# Not `split`: the Hub's Croissant file has a field of its own by that name.
+_SPLIT = Column("record_split", "string", "", "", "split of the default config the record is from")
+_OLD_SPLIT = replace(_SPLIT, name="split")  # in previews of 0.1.0
 
 
 def record_columns(recipe: Recipe) -> tuple[Column, ...]:
@@ -107,10 +110,10 @@ def source_columns(names: Iterable[str]) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-def preview_columns(recipe: Recipe) -> tuple[Column, ...]:
-    """Return the columns of the config `preview`."""
+def preview_columns(recipe: Recipe, names: Iterable[str] = ()) -> tuple[Column, ...]:
+    """Return the columns due in the config `preview`; `names` are those that a file of it has."""
     colour = (_DEPTH_COLOUR,) if recipe.has_depth else ()
-    return (*record_columns(recipe), *colour, _SPLIT)
+    return (*record_columns(recipe), *colour, _OLD_SPLIT if _OLD_SPLIT.name in names else _SPLIT)
 
 
 def features(columns: tuple[Column, ...]) -> Features:
@@ -118,6 +121,16 @@ def features(columns: tuple[Column, ...]) -> Features:
     from datasets import Features
 
     return Features({column.name: _feature(column.feature) for column in columns})
+
+
+def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
+    """Return the Arrow schema of some columns, with their features for every `datasets`.
+
+    A list is a Sequence there, which is what `datasets` before 4 reads, and later ones too.
+    """
+    schema = features(columns).arrow_schema
+    content = schema.metadata[b"huggingface"].replace(b'"_type": "List"', b'"_type": "Sequence"')
+    return schema.with_metadata({**schema.metadata, b"huggingface": content})
 
 
 def _feature(text: str) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from builder.build.shards import stored_name, write_shard
 from builder.depth import DepthEstimator
 from builder.files import write_text
-from builder.layout import RECIPE_FILE, SOURCES_FILE, shard_file
+from builder.layout import RECIPE_FILE, SOURCES_FILE, STATISTICS_FILE, shard_file
 from builder.pinned import DepthInfo, PinnedRecipe
 from builder.recipe import Recipe
 from builder.record.plan import Plan, hold_out
@@ -87,6 +87,8 @@ def make_build(
             stored.rename(path)
             path.with_suffix(".json").unlink()  # the commit record; stays in the work folder
     write_text(out / RECIPE_FILE, pinned.to_json())
+    (out / STATISTICS_FILE).parent.mkdir()
+    write_text(out / STATISTICS_FILE, "{}")  # as of version 0.1.0: it states no other files
     return renderer, plan
 
 

@@ -21,7 +21,7 @@ from builder.files import read_text, rename, sha256_file, temporary_for, write_t
 from builder.pinned import PinnedRecipe
 from builder.record import Encoder, Record, Statistics
 from builder.remote import Place
-from builder.schema import features, record_columns
+from builder.schema import arrow_schema, record_columns
 from builder.tables import FileFormat, write_table
 from builder.typed import Sha256, check, read, stored
 from builder.untrusted import parse_json
@@ -100,7 +100,7 @@ def write_shard(
 
     # Without a network to wait for, a second thread would only add its switching.
     rows = _in_background(encode, records) if pinned.depth else map(encode, records)
-    schema = features(record_columns(pinned.recipe)).arrow_schema
+    schema = arrow_schema(record_columns(pinned.recipe))
     schema = schema.with_metadata({**schema.metadata, **_metadata(pinned)})
     with temporary_for(folder / f"{name}.{file_format}") as temporary:
         write_table(temporary, file_format, schema, rows, progress)

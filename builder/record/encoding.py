@@ -24,12 +24,16 @@ from PIL import Image
 from builder.pinned import DepthInfo
 from builder.recipe import Recipe, depth_grid
 from builder.schema import MASK_ON
+from builder.untrusted import Unreadable, refusing
 
 Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.uint16]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_START = b"\xff\xd8"
+_JPEG_START, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
+_MAX_JPEG_SCANS = 100  # an encoder makes about ten; each takes time for the whole picture
+_MAX_SIDE = 4096  # px, of any record or prepared source
+FORMATS = ("JPEG", "PNG", "WEBP")  # of any picture in a set
 _DEFLATE_LEVEL = 1  # of 1..12; 4 makes depth a sixth smaller for nearly twice the time
 _LOG_JPEG_QUALITY = 90
 
@@ -37,6 +41,52 @@ _LOG_JPEG_QUALITY = 90
 # ringing of JPEG seldom turns an unknown pixel into a depth, and never inside a whole block.
 _FIRST_CODE = 16
 _UNKNOWN_BELOW = 8
+
+
+def open_picture(
+    data: object,
+    size: tuple[int, int] | None,
+    formats: tuple[str, ...] = FORMATS,
+    modes: tuple[str, ...] = (),
+) -> Image.Image:
+    """Decode a picture of any hand, once its header says what is due; nothing else opens one.
+
+    Args:
+        data: the encoded picture.
+        size: width and height that it has; None where no more is known than that a set holds it.
+        formats: what it may be, as Pillow calls them.
+        modes: the modes of Pillow it may have; any if empty.
+
+    Raises:
+        Unreadable: it is something else, or damaged.
+    """
+    if not isinstance(data, bytes):
+        raise Unreadable("holds no image")
+    with refusing("is damaged"):
+        image = Image.open(io.BytesIO(data), formats=formats)
+        if size is not None and image.size != size:
+            raise Unreadable(f"is {image.width}x{image.height} px, not {size[0]}x{size[1]} px")
+        if max(image.size) > _MAX_SIDE or getattr(image, "n_frames", 1) != 1:
+            raise Unreadable(f"is {image.width}x{image.height} px, or has several pictures")
+        if modes and image.mode not in modes:
+            raise Unreadable(f"is of mode {image.mode}, not {' or '.join(modes)}")
+        _check_scans(data)
+        image.load()
+        return image
+
+
+def _check_scans(data: bytes) -> None:
+    if data[:2] == _JPEG_START and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
+        raise Unreadable("has more scans than any encoder makes")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Return height and width that the header of a JPEG says, before it is decoded."""
+    height, width = simplejpeg.decode_jpeg_header(data)[:2]
+    if max(height, width) > _MAX_SIDE:
+        raise Unreadable(f"is {width}x{height} px")
+    _check_scans(data)
+    return height, width
 
 
 def encode_image(pixels: Pixels, recipe: Recipe) -> bytes:
@@ -56,30 +106,28 @@ def encode_image(pixels: Pixels, recipe: Recipe) -> bytes:
 
 def decode_image(encoded: bytes, recipe: Recipe) -> Image.Image:
     """Decode what `encode_image` returned, to the pixels every other reader sees."""
-    if recipe.image_format == "jpeg":
-        pixels = simplejpeg.decode_jpeg(encoded, "RGB", fastdct=False, fastupsample=False)
-        return Image.fromarray(pixels)
-    return Image.open(io.BytesIO(encoded))
+    if recipe.image_format != "jpeg":
+        return open_picture(encoded, None)
+    with refusing("is damaged"):
+        pixels = np.empty((*_jpeg_size(encoded), 3), dtype=np.uint8)
+    decode_image_into(encoded, pixels)
+    return Image.fromarray(pixels)
 
 
 def decode_image_into(encoded: bytes, target: Pixels) -> None:
     """Decode what `encode_image` returned straight into an array, (H, W, 3) uint8.
 
     Raises:
-        ValueError: the picture is damaged or of another size.
+        Unreadable: the picture is damaged or of another size.
     """
-    if encoded[:2] == _JPEG_START:
-        height, width = simplejpeg.decode_jpeg_header(encoded)[:2]
-        if (height, width) == target.shape[:2]:
-            simplejpeg.decode_jpeg(encoded, "RGB", fastdct=False, fastupsample=False, buffer=target)
-            return
-    with Image.open(io.BytesIO(encoded)) as image:
-        if (image.height, image.width) != target.shape[:2]:
-            raise ValueError(
-                f"it is {image.width}x{image.height} px, and this set's are "
-                f"{target.shape[1]}x{target.shape[0]} px."
-            )
-        target[...] = np.asarray(image.convert("RGB"))
+    height, width = target.shape[:2]
+    if encoded[:2] != _JPEG_START:
+        target[...] = np.asarray(open_picture(encoded, (width, height)).convert("RGB"))
+        return
+    with refusing("is damaged"):
+        if (found := _jpeg_size(encoded)) != (height, width):
+            raise Unreadable(f"is {found[1]}x{found[0]} px, not {width}x{height} px")
+        simplejpeg.decode_jpeg(encoded, "RGB", fastdct=False, fastupsample=False, buffer=target)
 
 
 def encode_mask(mask: Pixels) -> bytes:
@@ -91,13 +139,16 @@ def decode_mask(encoded: bytes, size: int) -> npt.NDArray[np.bool_]:
     """Decode what `encode_mask` returned, or any picture of a mask, to (H, W) bool.
 
     Args:
-        size: side in px that a mask of the set has; another one only takes longer.
+        size: side in px that a mask of the set has.
+
+    Raises:
+        Unreadable: the picture is damaged or of another size.
+        ValueError: there are other values than 0 and 255.
     """
     rows = _grey_png_rows(encoded, size, bit_depth=1)
     if rows is not None:
         return np.unpackbits(rows, axis=1, count=size).view(np.bool_)
-    with Image.open(io.BytesIO(encoded)) as image:
-        return mask_pixels(image)
+    return mask_pixels(open_picture(encoded, (size, size)))
 
 
 def mask_pixels(mask: Any) -> npt.NDArray[np.bool_]:
@@ -207,16 +258,17 @@ class DepthCodec:
     def pixels(self, encoded: bytes) -> npt.NDArray[Any]:
         """Decode what `encode` returned to what every reader sees, (H, W) uint16 or uint8 code."""
         if self._jpeg and encoded[:2] == _JPEG_START:
-            codes = simplejpeg.decode_jpeg(encoded, "GRAY", fastdct=False, fastupsample=False)
-            return codes[..., 0]  # type: ignore[no-any-return]
+            with refusing("is damaged"):
+                _jpeg_size(encoded)
+                codes = simplejpeg.decode_jpeg(encoded, "GRAY", fastdct=False, fastupsample=False)
+                return codes[..., 0]  # type: ignore[no-any-return]
         rows = None if self._jpeg else _grey_png_rows(encoded, self._size, bit_depth=16)
         if rows is not None:
             words = np.ascontiguousarray(rows).view(np.uint16)
             if sys.byteorder == "little":  # by shifts: NumPy's byteswap takes six times as long
                 words = (words << np.uint16(8)) | (words >> np.uint16(8))
             return words
-        with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image)
+        return np.asarray(open_picture(encoded, None))
 
     def stored(self, image: Any) -> Stored:
         """Return the stored units, (H, W) uint16, 0 = unknown, of a `depth` image or array.

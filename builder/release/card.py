@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from builder.errors import CardError, summarized
-from builder.files import write_text
+from builder.files import read_text, write_text
 from builder.layout import (
-    ARROW_PREFIX,
     CARD_FILE,
+    MAX_BYTES,
     SOURCES_FILE,
+    TABLE_FILE,
     Figures,
     built_format,
     data_glob,
@@ -26,8 +29,10 @@ from builder.layout import (
 from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
 from builder.record import Plan, Statistics, Summary, Tally
-from builder.schema import Column, features, record_columns
+from builder.schema import Column, features, preview_columns, record_columns
 from builder.sources import license_counts, read_sources, stored_columns, uncredited
+from builder.tables import FileFormat, Table
+from builder.untrusted import Unreadable, one_line, printable, refusing
 
 if TYPE_CHECKING:
     from datasets import DatasetInfo
@@ -38,26 +43,32 @@ _MAX_CREDITS = 200
 
 RECORDS_CONFIG = "default"
 _FOLDERS = ("foregrounds/", "backgrounds/", "preview/")
-_DATA_FILES = ("data/", ARROW_PREFIX)
 
 # Keys of the card's YAML that a build decides; all others a person may set and keeps.
 _OWNED = ("annotations_creators", "configs", "dataset_info", "size_categories", "task_categories")
 
 
-def write_card(out: Path, *, license: str | None = None, title: str | None = None) -> Path:
+def write_card(
+    out: Path,
+    *,
+    license: str | None = None,
+    title: str | None = None,
+    name: str | None = None,
+) -> Path:
     """Write README.md of a finished build and return its path.
 
     Args:
         out: the built folder; nothing else is read.
         license: Hub license identifier of the set (`cc-by-4.0`). None keeps what the card says.
         title: heading of the card; None keeps what the card says, or takes the folder's name.
+        name: the folder's name, where it is still to be given it.
 
     Raises:
         NotABuildError: `out` is not a finished build.
         CardError: the metadata of the card there is no YAML.
     """
     path = out / CARD_FILE
-    write_text(path, card_text(out, license=license, title=title))
+    write_text(path, card_text(out, license=license, title=title, name=name))
     return path
 
 
@@ -67,8 +78,10 @@ def card_text(
     old: str | None = None,
     license: str | None = None,
     title: str | None = None,
+    name: str | None = None,
     location: str | None = None,
     config: str | None = None,
+    table: Path | None = None,
 ) -> str:
     """Return the card of a finished build: of an untouched card that fits it, the card itself.
 
@@ -78,51 +91,69 @@ def card_text(
     Args:
         old: the card so far; None takes README.md of `out`, if there is one.
         license: as for `write_card`.
-        title: as for `write_card`.
-        location: what `load_dataset` is given; None keeps what the card says, or takes the title.
+        title, name: as for `write_card`.
+        location: what `load_dataset` is given; None keeps what the card says, or takes the name
+            of the folder.
         config: name of the records' config; None keeps what the card says, or takes `default`.
+        table: the file of the config `preview`; None takes that of `out`.
 
     Raises:
         NotABuildError: `out` is not a finished build.
-        CardError: the metadata of the old card is no YAML.
+        CardError: the old card cannot be read, or its metadata is not YAML.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData
+    import jinja2
 
-    pinned, path = read_recipe(out).public(), out / CARD_FILE
+    pinned = read_recipe(out).public()
     splits = read_statistics(out, Plan(pinned))
-    if old is None and path.is_file():
-        old = path.read_text(encoding="utf-8")
-    keys, text = card_parts(old or "")
-    kept = {k: v for k, v in keys.items() if k not in _OWNED}
+    keys, text = card_parts(read_card(out / CARD_FILE) if old is None else old)
+    kept = {key: value for key, value in keys.items() if key not in _OWNED}
     if license:
         kept["license"] = license
     config = config or _records_config(keys)
-    values = _yaml(out, pinned, splits, config)
+    values = _yaml(out, pinned, splits, config, table or out / TABLE_FILE)
     ours = {entry["config_name"] for entry in values["configs"]}
     for key in ("configs", "dataset_info"):
         values[key] += _foreign(keys, key, ours)
-    data = DatasetCardData(**{**values, **kept})
-    heading, used = re.search(r"^# (.+)$", text, re.MULTILINE), _LOCATION.search(text)
+    headings = _headings(text)
     variables = _variables(out, pinned, splits)
-    variables["title"] = title or (heading[1] if heading else out.absolute().name)
-    variables["location"] = location or (used[1] if used else variables["title"])
+    name = name or out.absolute().name
+    variables["title"] = title or (headings[0][1] if headings else _cell(name))
+    variables["location"] = _literal(location or _location(text) or name)
     variables["config"] = config
-    card = DatasetCard.from_template(data, template_path=str(TEMPLATE), **variables)
-    head, _, body = card.content.partition("\n---\n")
-    body = _merged(text, body)
-    if title:
-        body = re.sub(r"^# .+$", lambda _: f"# {title}", body, count=1, flags=re.MULTILINE)
-    return f"{head}\n---\n\n{body}"
+    _, _, template = TEMPLATE.read_text(encoding="utf-8").split("---\n", 2)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined)  # noqa: S701 - Markdown
+    body = _merged(text, environment.from_string(template).render(**variables))
+    if title and (headings := _headings(body)):
+        (start, stop), _ = headings[0]
+        body = f"{body[:start]}# {title}{body[stop:]}"
+    return f"---\n{_yaml_text({**values, **kept})}---\n\n{body}"
+
+
+def read_card(path: Path) -> str:
+    """Return the text of a card; of one that is not there, none.
+
+    Raises:
+        CardError: it cannot be read, or is not UTF-8, or larger than any card.
+    """
+    try:
+        return read_text(path, MAX_BYTES[CARD_FILE])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise CardError(f"{path} cannot be read: {one_line(error)}.") from None
 
 
 # Everything between the two is written by us and replaced as a whole. No other marker stands
-# inside, so that one that lost its partner swallows nothing.
+# inside, so that one that lost its partner swallows nothing; a person may speak of them in a line.
 _BLOCK = re.compile(
-    r"<!-- fgbg:(?P<name>\w+) begin\b[^>]*-->(?:(?!<!-- fgbg:).)*<!-- fgbg:(?P=name) end -->",
-    re.DOTALL,
+    r"^<!-- fgbg:(?P<name>\w+) begin\b[^>\n]*-->$(?:(?!^<!-- fgbg:).)*"
+    r"^<!-- fgbg:(?P=name) end -->$",
+    re.DOTALL | re.MULTILINE,
 )
 _WEB_ADDRESS = re.compile(r"https?://[^\s<>|`\\]+", re.ASCII)
-_LOCATION = re.compile(r'load_dataset\("([^"\n]+)"')
+_LOCATION = re.compile(r'load_dataset\(("(?:[^"\\\n]|\\.)+")')
+_FENCE = re.compile(r"^ {0,3}(```+|~~~+)")
+_MAX_YAML_EVENTS, _MAX_YAML_DEPTH = 100_000, 40
 
 
 def card_keys(card: str) -> dict[str, Any]:
@@ -139,76 +170,167 @@ def card_parts(card: str) -> tuple[dict[str, Any], str]:
     """Return the YAML keys of a card, and the text below them.
 
     Raises:
-        CardError: the metadata is no YAML.
+        CardError: the metadata is not YAML, or is not written out.
     """
-    import yaml
-
     card = card.removeprefix("\ufeff")
     found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", card, re.DOTALL | re.MULTILINE)
     if not found:
-        return {}, card
+        return {}, card.replace("\r\n", "\n")
     try:
-        keys = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError as error:
-        raise CardError(f"the metadata at the top of {CARD_FILE} is no YAML: {error}") from None
-    if not isinstance(keys, dict):
-        raise CardError(f"the metadata at the top of {CARD_FILE} holds no keys.")
+        with refusing("is not YAML"):
+            keys = _parsed(found[1]) or {}
+            if not isinstance(keys, dict):
+                raise Unreadable("holds no keys")
+    except Unreadable as reason:
+        raise CardError(f"the metadata at the top of {CARD_FILE} {reason}.") from None
     return keys, card[found.end() :].replace("\r\n", "\n")
+
+
+def _parsed(text: str) -> Any:
+    """Parse YAML that stands for no more than is written: no aliases, no nesting without end."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, loader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise Unreadable(f"uses *{event.anchor}; write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if number > _MAX_YAML_EVENTS or depth > _MAX_YAML_DEPTH:
+            raise Unreadable("is longer, or nested more deeply, than that of any card")
+    return yaml.load(text, loader)  # noqa: S506 - a safe loader
+
+
+def _yaml_text(values: dict[str, Any]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc] # untyped
+        def ignore_aliases(self, _data: object) -> bool:
+            return True
+
+    text: str = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def blocks_of(text: str) -> dict[str, str]:
+    """Return the blocks of a card's text that are written by us, with their marks, by name."""
+    return {block["name"]: block[0] for block in _BLOCK.finditer(text)}
+
+
+def tables_of(block: str) -> dict[tuple[str, str], tuple[int, dict[str, str]]]:
+    """Return the rows of a block's tables, by their first two cells (the second if it is a kind).
+
+    Returns:
+        For each row the number of its line in the block, and its cells by the heading.
+    """
+    rows: dict[tuple[str, str], tuple[int, dict[str, str]]] = {}
+    headings: list[str] = []
+    for number, line in enumerate(block.splitlines()):
+        if not line.startswith("|"):
+            headings = []
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not headings:
+            headings = ["license" if cell == "licence" else cell for cell in cells]  # as 0.1.0
+        elif set(line) - set("|-: "):
+            named = dict(zip(headings, cells, strict=False))
+            rows[cells[0] if cells else "", named.get("kind", "")] = number, named
+    return rows
+
+
+def _headings(text: str) -> list[tuple[tuple[int, int], str]]:
+    """Return (start, end) and text of the main headings, which lie outside code and our blocks."""
+    found, at, fence = [], 0, ""
+    text = _BLOCK.sub(lambda block: re.sub(r"[^\n]", " ", block[0]), text)
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        if fence:
+            fence = "" if mark and mark[1].startswith(fence) else fence
+        elif mark:
+            fence = mark[1]
+        elif heading := re.match(r"# (.+)", line):
+            found.append(((at, at + heading.end()), heading[1].strip()))
+        at += len(line)
+    return found
+
+
+def _location(text: str) -> str | None:
+    """Return what `load_dataset` is given in our own block of a card's text."""
+    used = _LOCATION.search(blocks_of(text).get("use", ""))
+    try:
+        return str(json.loads(used[1])) if used else None
+    except ValueError:
+        return None
+
+
+def _literal(text: str) -> str:
+    """Return a text as it stands between quotes in Python, and does no harm in Markdown."""
+    quoted = json.dumps(printable(text), ensure_ascii=False)[1:-1]
+    return re.sub("[`|<]", lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
 def _merged(old: str, new: str) -> str:
     """Return the old text with the blocks of the new one; those it lacks come at its end."""
     new = re.sub(r"\n{3,}", "\n\n", new).strip() + "\n"
-    blocks = {block["name"]: block[0] for block in _BLOCK.finditer(new)}
-    held = {block["name"] for block in _BLOCK.finditer(old)}
+    blocks, held = blocks_of(new), blocks_of(old)
     if not old.strip():
         return new
-    if not held & blocks.keys():  # others wrote it: ours goes below, without its heading
-        new = re.sub(r"^# .+$", "", new, count=1, flags=re.MULTILINE)
-        return f"{old.strip()}\n\n{new.strip()}\n"
+    if not held.keys() & blocks.keys():  # others wrote it: ours goes below, without its heading
+        (start, stop), _ = _headings(new)[0]
+        return f"{old.strip()}\n\n{(new[:start] + new[stop:]).strip()}\n"
     text = _BLOCK.sub(lambda block: blocks.get(block["name"], ""), old)
     lacking = [block for name, block in blocks.items() if name not in held]
     return "\n\n".join([text.strip(), *lacking]) + "\n"
 
 
 def _records_config(keys: dict[str, Any]) -> str:
-    """Return what a card calls the config of the records: the one whose files lie in data/."""
-    for entry in _entries(keys, "configs"):
-        if any(path.startswith(_DATA_FILES) for path in _paths(entry)):
-            return str(entry.get("config_name", RECORDS_CONFIG))
-    return RECORDS_CONFIG
+    """Return what a card calls the config of the records: that of just the files of our splits."""
+    found = [entry for entry in entries_of(keys, "configs") if _is_records(entry)]
+    found.sort(key=lambda entry: (not entry.get("default"), -len(entry["data_files"])))
+    name = str(found[0].get("config_name", "")) if found else ""
+    return name if re.fullmatch(r"\w[\w.-]*", name) else RECORDS_CONFIG
+
+
+def _is_records(entry: dict[str, Any]) -> bool:
+    files = entry.get("data_files")
+    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
+        return False
+    formats: tuple[FileFormat, ...] = ("parquet", "arrow")
+    return bool(files) and all(
+        file.get("path") in [data_glob(str(file.get("split")), form) for form in formats]
+        for file in files
+    )
 
 
 def _foreign(keys: dict[str, Any], key: str, ours: set[str]) -> list[dict[str, Any]]:
-    """Return the entries of configs that others added: by name and files none of ours."""
-    others = [
-        entry
-        for entry in _entries(keys, "configs")
-        if entry.get("config_name") not in ours
-        and not any(path.startswith((*_FOLDERS, *_DATA_FILES)) for path in _paths(entry))
-    ]
-    names = {entry.get("config_name") for entry in others}
+    """Return the entries of configs that others added: of other names than ours has, and had."""
+    ours = {*ours, _records_config(keys)}
+    others = [e for e in entries_of(keys, key) if str(e.get("config_name")) not in ours]
     if key == "configs":  # there is one default, and it is ours
         return [{k: v for k, v in entry.items() if k != "default"} for entry in others]
-    return [entry for entry in _entries(keys, key) if entry.get("config_name") in names]
+    names = {e.get("config_name") for e in entries_of(keys, "configs")}
+    return [entry for entry in others if entry.get("config_name") in names]
 
 
-def _entries(keys: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    value = keys.get(key) or []
-    return [entry for entry in (value if isinstance(value, list) else [value]) if entry]
+def entries_of(keys: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the entries of `configs` or `dataset_info`; what is not an entry is left out."""
+    value = keys.get(key)
+    return [e for e in (value if isinstance(value, list) else [value]) if isinstance(e, dict)]
 
 
-def _paths(entry: Any) -> list[str]:
-    """Return all texts under `data_files` and `data_dir` of a config, however they are nested."""
-    if isinstance(entry, dict):
-        entry = [v for k, v in entry.items() if k in ("data_files", "data_dir", "path")]
-    if isinstance(entry, list):
-        return [path for value in entry for path in _paths(value)]
-    return [entry] if isinstance(entry, str) else []
+def own_entries(keys: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """Return our own entries of `configs` or `dataset_info` by the name of their config."""
+    ours = (_records_config(keys), *(folder[:-1] for folder in _FOLDERS))
+    return {
+        entry["config_name"]: entry
+        for entry in entries_of(keys, key)
+        if entry.get("config_name") in ours
+    }
 
 
 def _yaml(
-    out: Path, pinned: PinnedRecipe, splits: dict[str, Figures], config: str
+    out: Path, pinned: PinnedRecipe, splits: dict[str, Figures], config: str, table: Path
 ) -> dict[str, Any]:
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -221,6 +343,11 @@ def _yaml(
         path = out / kind / SOURCES_FILE
         columns, size = stored_columns(path), path.stat().st_size
         infos[kind] = _info(kind, columns, {"train": len(entries)}, {"train": size})
+    with suppress(Unreadable):  # then verify says so
+        preview = Table(table, "parquet")
+        columns = preview_columns(recipe, preview.schema.names)
+        size = table.stat().st_size
+        infos["preview"] = _info("preview", columns, {"train": preview.n_rows}, {"train": size})
     data = DatasetCardData(
         task_categories=["image-segmentation"] + (["depth-estimation"] if recipe.has_depth else []),
         size_categories=[_size_category(sum(rows.values()))],

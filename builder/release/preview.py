@@ -15,7 +15,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from builder.build import ROW_GROUP_RECORDS
 from builder.errors import NotABuildError
-from builder.files import write_bytes, write_text
+from builder.files import open_regular, write_bytes, write_text
 from builder.layout import (
     PAGE_FILE,
     SHEET_FILE,
@@ -36,20 +35,28 @@ from builder.layout import (
     built_format,
     read_recipe,
     shard_file,
+    state_files,
 )
 from builder.pinned import DepthInfo, PinnedRecipe
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe
-from builder.record import DepthCodec, Plan, SplitPlan, decode_image, encode_mask
-from builder.schema import preview_columns, record_columns
-from builder.tables import write_rows
-from builder.untrusted import printable
+from builder.record import (
+    DepthCodec,
+    Plan,
+    SplitPlan,
+    decode_image,
+    decode_mask,
+    encode_mask,
+    open_picture,
+)
+from builder.schema import MASK_ON, preview_columns, record_columns
+from builder.tables import Table, write_rows
+from builder.untrusted import Unreadable, printable, refusing
 
 SHEET_ROWS, PAGE_RECORDS, TABLE_RECORDS = 6, 32, 256
 _TABLE_PX = TABLE_RECORDS * 256 * 256  # of larger records there are fewer, so that it opens fast
 _TABLE_QUALITY = 90
 _MIN_SHEET_ROWS = 4  # one a split
 _MAX_SHEET_BYTES = 1_800_000
-_MAX_PICTURE_SIDE = 4096  # px, of any record or prepared source
 _MAX_SIDE = 256  # px; larger records are shown reduced, smaller ones enlarged up to this
 _MAX_EMBEDDED_BYTES = 40_000  # larger composites are encoded again for the page
 _PAGE_QUALITY = 85
@@ -151,14 +158,18 @@ class Sample:
     depth: Metres | None
 
 
-def write_preview(out: Path) -> tuple[Path, Path, Path]:
+def write_preview(out: Path, into: Path | None = None) -> tuple[Path, Path, Path]:
     """Write the sample sheet, the preview page and the table of a finished build.
+
+    Args:
+        out: the built folder.
+        into: the folder to write them to; None: the built folder, whose statistics then state them.
 
     Returns:
         The paths of `assets/samples.png`, `assets/preview.html` and the config `preview`.
 
     Raises:
-        NotABuildError: the folder is not a finished build, or a file of it is missing.
+        NotABuildError: the folder is not a finished build, or a file of it is missing or damaged.
     """
     pinned = read_recipe(out)
     samples = read_samples(out, pinned)
@@ -166,41 +177,46 @@ def write_preview(out: Path) -> tuple[Path, Path, Path]:
     if pinned.depth:
         depths = [s.depth for chosen in samples.values() for s in chosen if s.depth is not None]
         scale = DepthScale.around(depths, pinned.depth)
-    sheet, page = out / SHEET_FILE, out / PAGE_FILE
-    sheet.parent.mkdir(exist_ok=True)
+    sheet, page, table = ((into or out) / name for name in (SHEET_FILE, PAGE_FILE, TABLE_FILE))
+    for path in (sheet, table):
+        path.parent.mkdir(exist_ok=True)
     write_bytes(sheet, _sheet_png(out, pinned, samples, scale))
     write_text(page, _page_html(pinned, samples, scale))
-    return sheet, page, _write_table(out, pinned)
+    write_rows(table, preview_columns(pinned.recipe), _table_rows(out, pinned))
+    if into is None:
+        state_files(out, (SHEET_FILE, PAGE_FILE, TABLE_FILE))
+    return sheet, page, table
 
 
-def _write_table(out: Path, pinned: PinnedRecipe) -> Path:
-    """Write the first records of each split, which are a random sample, with coloured depth."""
+def _table_rows(out: Path, pinned: PinnedRecipe) -> list[dict[str, Any]]:
+    """Return the first records of each split, which are a random sample, with coloured depth."""
     plan, recipe = Plan(pinned), pinned.recipe
     names = [column.name for column in record_columns(recipe)]
+    split_column = preview_columns(recipe)[-1].name
     total = min(TABLE_RECORDS, max(len(plan.splits), _TABLE_PX // recipe.size**2))
     most = {name: split.n_records for name, split in plan.splits.items()}
     rows = [
-        {**row, "split": name}
+        {**row, split_column: name}
         for name, count in shares(plan, total, most).items()
         for row in _first_rows(out, plan.splits[name], count, names)
     ]
     if pinned.depth:
-        codec = DepthCodec(recipe, pinned.depth)
-        depths = []
-        for row in rows:
-            with Image.open(io.BytesIO(row["depth"]["bytes"])) as image:
-                depths.append(_thin(codec.metres(image), reduction(recipe.size)))
-        scale = DepthScale.around((depth[::2, ::2] for depth in depths), pinned.depth)
-        for row, depth in zip(rows, depths, strict=True):
-            colours = LUT[scale.codes(depth)]
-            picture = simplejpeg.encode_jpeg(
-                colours, quality=_TABLE_QUALITY, colorspace="RGB", colorsubsampling="444"
+        colours = coloured(pinned, [row["depth"]["bytes"] for row in rows])
+        for row, picture in zip(rows, colours, strict=True):
+            encoded = simplejpeg.encode_jpeg(
+                picture, quality=_TABLE_QUALITY, colorspace="RGB", colorsubsampling="444"
             )
-            row["depth_colour"] = {"bytes": picture, "path": None}
-    path = out / TABLE_FILE
-    path.parent.mkdir(exist_ok=True)
-    write_rows(path, preview_columns(recipe), rows)
-    return path
+            row["depth_colour"] = {"bytes": encoded, "path": None}
+    return rows
+
+
+def coloured(pinned: PinnedRecipe, depths: Sequence[bytes]) -> list[Pixels]:
+    """Return the table's depths as pictures, (h, w, 3) uint8, on one scale for all of them."""
+    assert pinned.depth is not None
+    codec = DepthCodec(pinned.recipe, pinned.depth)
+    metres = [_thin(codec.metres(codec.pixels(d)), reduction(pinned.recipe.size)) for d in depths]
+    scale = DepthScale.around((depth[::2, ::2] for depth in metres), pinned.depth)
+    return [LUT[scale.codes(depth)] for depth in metres]
 
 
 def _first_rows(
@@ -232,8 +248,8 @@ def read_samples(out: Path, pinned: PinnedRecipe) -> dict[str, list[Sample]]:
                 raise NotABuildError(f"{path} holds other records than its recipe says.")
             depth = None
             if codec:
-                with Image.open(io.BytesIO(row["depth"]["bytes"])) as image:
-                    depth = _thin(codec.metres(image), reduction(recipe.size))
+                metres = codec.metres(codec.pixels(row["depth"]["bytes"]))
+                depth = _thin(metres, reduction(recipe.size))
             samples[name].append(Sample(name, row, depth))
     return samples
 
@@ -286,71 +302,34 @@ def _candidates(split: SplitPlan) -> int:
 
 
 def read_rows(path: Path, positions: Sequence[int], columns: list[str]) -> list[dict[str, Any]]:
-    """Return the rows at some positions of a Parquet or Arrow stream file, in the order asked for.
+    """Return the rows at some positions of a Parquet or Arrow file, in the order asked for.
 
     Row groups without any of them are not read.
 
     Raises:
         NotABuildError: the file is missing, damaged or too short.
     """
-    import pyarrow as pa
-
-    wanted, found = set(positions), {}
     try:
-        for start, batch in _batches(path, wanted, columns):
-            for position in wanted & set(range(start, start + batch.num_rows)):
-                found[position] = batch.slice(position - start, 1).to_pylist()[0]
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise NotABuildError(f"{path} cannot be read: {error}") from None
-    if wanted - found.keys():
-        raise NotABuildError(f"{path} has fewer rows than its recipe says.")
-    for row in found.values():
-        _check_pictures(path, row)
+        with refusing("cannot be read"), open_regular(path):
+            table = Table(path, "arrow" if path.suffix == ".arrow" else "parquet")
+            if max(positions, default=-1) >= table.n_rows:
+                raise Unreadable("has fewer rows than its recipe says")
+            found = dict(table.rows(columns, np.unique(np.asarray(positions, dtype=np.int64))))
+            for row in found.values():
+                _check_pictures(row)
+    except Unreadable as reason:
+        raise NotABuildError(f"{path} {reason}; see `fgbg verify`.") from None
     return [found[position] for position in positions]
 
 
-def _check_pictures(path: Path, row: Mapping[str, Any]) -> None:
+def _check_pictures(row: Mapping[str, Any]) -> None:
     """Refuse what a build has not written, before anything relies on it."""
-    try:
-        if any(value is None for value in row.values()):
-            raise ValueError("a value is missing")
-        for value in row.values():
-            if isinstance(value, dict):
-                with Image.open(
-                    io.BytesIO(value["bytes"]), formats=("PNG", "JPEG", "WEBP")
-                ) as image:
-                    if max(image.size) > _MAX_PICTURE_SIDE:
-                        raise ValueError(f"a picture is {image.width}x{image.height} px")
-                    image.load()
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on damaged pictures
-        why = printable(f"{type(error).__name__}: {error}")[:200]
-        raise NotABuildError(
-            f"{path} holds a row that no build has written ({why}); see `fgbg verify`."
-        ) from None
-
-
-def _batches(path: Path, wanted: set[int], columns: list[str]) -> Iterator[tuple[int, Any]]:
-    """Yield batches of rows with the position of their first one."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    start, last = 0, max(wanted, default=-1)
-    if path.suffix == ".arrow":
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-            for batch in reader:
-                yield start, batch.select(columns)
-                start += batch.num_rows
-                if start > last:
-                    return
-        return
-    with closing(pq.ParquetFile(path, memory_map=True)) as file:
-        for group in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(group).num_rows
-            if not wanted.isdisjoint(range(start, stop)):
-                for batch in file.iter_batches(16, row_groups=[group], columns=columns):
-                    yield start, batch
-                    start += batch.num_rows
-            start = stop
+    if missing := [name for name, value in row.items() if value is None]:
+        raise Unreadable(f"has a row without {missing[0]}")
+    for name, value in row.items():
+        if isinstance(value, dict):
+            with refusing(f"has a {name} that cannot be read"):
+                open_picture(value["bytes"], None)
 
 
 # Pictures, all brought to the size they are shown at
@@ -381,8 +360,8 @@ def _composite(row: dict[str, Any], recipe: Recipe) -> Image.Image:
 
 def _mask(row: dict[str, Any], recipe: Recipe) -> Pixels:
     """Return a mask, (h, w) uint8 in {0, 255}."""
-    with Image.open(io.BytesIO(row["mask"]["bytes"])) as image:
-        return _thin(np.asarray(image.convert("L")), reduction(recipe.size))
+    mask = decode_mask(row["mask"]["bytes"], recipe.size).view(np.uint8) * np.uint8(MASK_ON)
+    return _thin(mask, reduction(recipe.size))
 
 
 def _png(image: Image.Image) -> bytes:
@@ -503,7 +482,7 @@ def _sources(
     plan = Plan(pinned)
     indexes = [getattr(plan.combination(s.row["record_id"]), kind) for s in shown]
     rows = read_rows(out / f"{kind}s" / SOURCES_FILE, indexes, ["image"])
-    return [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    return [open_picture(row["image"]["bytes"], None, ("PNG",)) for row in rows]
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -8,6 +8,7 @@ repeated. Whether files travel by Xet or by plain LFS is huggingface_hub's busin
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 import time
@@ -29,12 +30,13 @@ from builder.errors import (
     PublishFailedError,
     RecipeError,
 )
-from builder.files import sha256_file
+from builder.files import open_regular, read_text, sha256_file
 from builder.hub import is_connection, request_errors, response_of, words
 from builder.layout import (
     BACKGROUNDS_FILE,
     CARD_FILE,
     FOREGROUNDS_FILE,
+    MAX_BYTES,
     PAGE_FILE,
     RECIPE_FILE,
     SHEET_FILE,
@@ -44,11 +46,12 @@ from builder.layout import (
     read_recipe,
     read_statistics,
     shard_file,
+    with_files,
 )
 from builder.pinned import PinnedRecipe
 from builder.record import Plan
-from builder.release.access import misleading_files
-from builder.release.card import card_keys, card_text, records_config
+from builder.release.card import card_keys, card_text, read_card, records_config
+from builder.release.preview import write_preview
 from builder.release.verify import verify
 from builder.remote import on_this_machine
 from builder.sources import conflicts, terms, uncredited
@@ -63,6 +66,7 @@ _REPO_TYPE = "dataset"
 _OURS = ("data/", "foregrounds/", "backgrounds/", "preview/")  # whatever lies there is of a set
 _MAX_PROBLEMS = 20
 _BATCH_FILES, _BATCH_BYTES = 16, 2**30
+_MAX_HELD_BYTES = 2**26  # of a file that is held in memory until it is sent
 
 # Statuses that pass. huggingface_hub itself repeats the requests that send files after most of
 # them, and the loop below repeats the others.
@@ -155,9 +159,9 @@ def publish(
     _check_names(repo_id, config)
     out = on_this_machine(out)
     _verify(out, sample)
-    with _as_parquet(out) as folder, _xet_as_it_was():
+    with _staged(out) as (folder, made), _xet_as_it_was():
         hub = _Hub(repo_id, revision, create_pr, token, endpoint)
-        push = _Push(folder, hub, private, config, license, commit_message)
+        push = _Push(folder, made, hub, private, config, license, commit_message)
         plan = push.plan(hub.state())
         if dry_run or (approve is not None and not approve(plan)):
             return Publication(plan, "not sent")
@@ -200,16 +204,20 @@ def _check_names(repo_id: str, config: str | None) -> None:
 
 
 @contextmanager
-def _as_parquet(out: Path) -> Iterator[Path]:
-    """Give the folder to publish: the build, or of an Arrow build a copy as Parquet."""
-    if built_format(out) == "parquet":
-        yield out
-        return
+def _staged(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Give the folder to publish and one with its page, sheet and preview made anew.
+
+    Nobody's page goes out under another's name. Of an Arrow build the folder is a copy as Parquet.
+    """
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as name:
-        folder = Path(name) / out.name
-        folder.mkdir()
-        copy_as_parquet(out, folder)
-        yield folder
+        folder, made = out, Path(name) / "made"
+        made.mkdir()
+        if built_format(out) != "parquet":
+            folder = Path(name) / out.name
+            folder.mkdir()
+            copy_as_parquet(out, folder)
+        write_preview(folder, made)
+        yield folder, made
 
 
 @contextmanager
@@ -309,6 +317,7 @@ class _Push:
     def __init__(
         self,
         folder: Path,
+        made: Path,
         hub: _Hub,
         private: bool | None,
         config: str | None,
@@ -317,10 +326,10 @@ class _Push:
     ) -> None:
         from builder import __version__
 
-        self._folder, self._hub, self._private = folder, hub, private
+        self._folder, self._made, self._hub, self._private = folder, made, hub, private
         self._config, self._license = config, license
         self._pinned = read_recipe(folder)
-        self._fixed = _fixed_files(folder, self._pinned)
+        self._fixed = _fixed_files(folder, made, self._pinned)
         self._message = commit_message or (
             f"{self._pinned.n_records:,} records by fgbg-dataset {__version__}"
         )
@@ -328,16 +337,21 @@ class _Push:
 
     def _files(self, state: _State) -> dict[str, _File]:
         """Return every file of the published set; the card depends on the one that is there."""
-        local = self._folder / CARD_FILE
-        here = local.read_text(encoding="utf-8") if local.is_file() else None
+        here = read_card(self._folder / CARD_FILE)
         card = card_text(
             self._folder,
             old=state.card or here,
             license=self._license or _license(state.card) or _license(here),
             location=self._hub.repo_id,
             config=self._config,
-        )
-        return {**self._fixed, CARD_FILE: _of_bytes(CARD_FILE, card.encode())}
+            table=self._made / TABLE_FILE,
+        ).encode()
+        if len(card) > MAX_BYTES[CARD_FILE]:
+            raise PublishError(
+                f"the card of {self._hub.repo_id} would have {len(card):,} bytes, and at most "
+                f"{MAX_BYTES[CARD_FILE]:,} are read; shorten what was written into it."
+            )
+        return {**self._fixed, CARD_FILE: _of_bytes(CARD_FILE, card)}
 
     def plan(self, state: _State) -> PushPlan:
         """Compare the build with what is there, and refuse what must not be published."""
@@ -372,7 +386,14 @@ class _Push:
                 f"{repo_id} exists and is public; a push does not change that. Make it private in "
                 "its settings on the Hub first, or leave --private out."
             )
-        for name, what in misleading_files(repo_id.rpartition("/")[2]).items():
+        misleading = {
+            f"{repo_id.rpartition('/')[2]}.py": (
+                "and load_dataset refuses a repository with a module of its own name"
+            ),
+            ".huggingface.yaml": "which load_dataset reads instead of the card",
+            "dataset_infos.json": "which load_dataset reads beside the card",
+        }
+        for name, what in misleading.items():
             if name in state.files:
                 raise PublishError(
                     f"{repo_id} holds {name}, {what}. Delete or rename that file there, or choose "
@@ -486,27 +507,47 @@ class _Push:
         return [self._operations[file.path, file.sha256] for file in files]
 
 
-def _fixed_files(folder: Path, pinned: PinnedRecipe) -> dict[str, _File]:
-    """Return all files of the set but its card."""
+def _fixed_files(folder: Path, made: Path, pinned: PinnedRecipe) -> dict[str, _File]:
+    """Return all files of the set but its card.
+
+    What is not a shard is read once: what is sent is what was looked at, whatever happens to the
+    folder in between.
+    """
     plan = Plan(pinned)
-    stated = read_statistics(folder, plan)
-    hashes = {  # by the plan's names, not by those a file states
-        shard_file(split, number, "parquet"): shard.sha256
-        for split in plan.splits.values()
-        for number, shard in enumerate(stated[split.name].shards)
+    splits = read_statistics(folder, plan)
+    others = {
+        RECIPE_FILE: _of_bytes(RECIPE_FILE, pinned.public().to_json().encode()),
+        **{name: _of_path(name, folder) for name in (FOREGROUNDS_FILE, BACKGROUNDS_FILE)},
+        **{name: _of_path(name, made) for name in (TABLE_FILE, SHEET_FILE, PAGE_FILE)},
     }
-    others = (
-        *(FOREGROUNDS_FILE, BACKGROUNDS_FILE, TABLE_FILE, SHEET_FILE, PAGE_FILE),
-        STATISTICS_FILE,
-    )
-    files = {RECIPE_FILE: _of_bytes(RECIPE_FILE, pinned.public().to_json().encode())}
-    for name in (*hashes, *others):
-        path = folder / name
-        if not path.is_file():
-            raise NotABuildError(f"{path} is missing; build the set again, or run fgbg preview.")
-        sha256 = hashes.get(name) or sha256_file(path)
-        files[name] = _File(name, path, path.stat().st_size, sha256)
-    return files
+    files = {
+        name: {"size_bytes": file.size_bytes, "sha256": file.sha256}
+        for name, file in others.items()
+    }
+    text = read_text(folder / STATISTICS_FILE, MAX_BYTES[STATISTICS_FILE], within=folder)
+    others[STATISTICS_FILE] = _of_bytes(STATISTICS_FILE, with_files(text, files).encode())
+    shards = [
+        # By the plan's name, not by that which a file states.
+        _of_path(shard_file(split, number, "parquet"), folder, shard.sha256)
+        for split in plan.splits.values()
+        for number, shard in enumerate(splits[split.name].shards)
+    ]
+    return {**{shard.path: shard for shard in shards}, **others}
+
+
+def _of_path(name: str, folder: Path, sha256: str | None = None) -> _File:
+    """Return a file of a folder: a small one as its bytes, a large one, hashed, as its path."""
+    path = folder / name
+    try:
+        with open_regular(path, within=folder) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if sha256 is None and size_bytes <= _MAX_HELD_BYTES:
+                return _of_bytes(name, file.read())
+            return _File(name, path, size_bytes, sha256 or sha256_file(path))
+    except FileNotFoundError:
+        raise NotABuildError(f"{path} is missing; build the set again.") from None
+    except OSError as error:
+        raise PublishError(f"{path} is not sent: {one_line(error)}.") from None
 
 
 def _of_bytes(path: str, content: bytes) -> _File:
@@ -615,7 +656,10 @@ class _Hub:
         local = self._api.hf_hub_download(
             self.repo_id, path, repo_type=_REPO_TYPE, revision=revision
         )
-        return Path(local).read_text(encoding="utf-8")
+        try:
+            return read_text(Path(local), MAX_BYTES[path])
+        except ValueError as error:
+            raise PublishError(f"{path} in {self.repo_id} cannot be read: {error}.") from None
 
     def check_card(self, card: str) -> None:
         """Let the Hub look at the card's metadata now; it would refuse them after all was sent."""

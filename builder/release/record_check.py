@@ -11,8 +11,15 @@ from PIL import Image
 
 from builder.pinned import DepthInfo, PinnedRecipe
 from builder.recipe import depth_grid
-from builder.record import DepthCodec, Record, Statistics, decode_image, encode_image, encode_mask
-from builder.release.access import open_image
+from builder.record import (
+    DepthCodec,
+    Record,
+    Statistics,
+    decode_image,
+    encode_image,
+    encode_mask,
+    open_picture,
+)
 from builder.schema import IMAGE_COLUMNS, MASK_ON
 from builder.untrusted import Unreadable
 
@@ -56,6 +63,9 @@ class RecordCheck:
                 faults.append(("pixel_hash", said))
                 again = None  # other pixels by its own word; what they should be is not known
         data = {c: (row[c] or {}).get("bytes") for c in IMAGE_COLUMNS if c in row}
+        for column in data:
+            if (row[column] or {}).get("path") is not None:
+                faults.append((column, f"{column} has a path beside its bytes"))
         checks: dict[str, Callable[[], Any]] = {
             "fg_bg": lambda: self._composite(data["fg_bg"], again, statistics is not None),
             "mask": lambda: self._mask(data["mask"], row, again),
@@ -82,7 +92,7 @@ class RecordCheck:
         encoded = encode_image(again.fg_bg, recipe) if again else None
         if encoded is not None and data == encoded:
             return decode_image(encoded, recipe) if decode else None
-        image = open_image(data, (recipe.image_format.upper(),), self._size, ("RGB",))
+        image = open_picture(data, self._size, (recipe.image_format.upper(),), ("RGB",))
         if again is None or encoded is None:
             return image
         pixels = np.asarray(image)
@@ -101,7 +111,7 @@ class RecordCheck:
         if again is not None and data == encode_mask(again.mask):
             mask = again.mask
         else:
-            mask = np.asarray(open_image(data, ("PNG",), self._size, ("1", "L")).convert("L"))
+            mask = np.asarray(open_picture(data, self._size, ("PNG",), ("1", "L")).convert("L"))
             if grey := int(np.count_nonzero((mask != 0) & (mask != MASK_ON))):
                 raise _Wrong("mask", f"mask holds {grey} pixels that are neither 0 nor {MASK_ON}")
             if again is not None and (n := int(np.count_nonzero(mask != again.mask))):
@@ -129,7 +139,7 @@ class _DepthCheck:
 
     def stored(self, data: object, size: tuple[int, int]) -> Stored:
         """Return the stored units, (H, W) uint16, of an encoded depth map."""
-        image = open_image(data, (self._format,), size, (self._mode,))
+        image = open_picture(data, size, (self._format,), (self._mode,))
         stored = self._codec.stored(image)
         wrong = stored[~self._storable[stored]]
         if wrong.size:

@@ -16,8 +16,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from difflib import SequenceMatcher
+from itertools import islice, zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,25 @@ import numpy.typing as npt
 
 from builder import __version__
 from builder.errors import FgbgError, NewerVersionError, RecipeError
-from builder.files import read_text, sha256_file
+from builder.files import is_system_file, read_text, sha256_file
 from builder.layout import (
+    BACKGROUNDS_FILE,
     CARD_FILE,
+    FOREGROUNDS_FILE,
+    INFO_FILE,
+    MAX_BYTES,
     RECIPE_FILE,
     SOURCES_FILE,
     STATISTICS_FILE,
     TABLE_FILE,
+    DataFile,
+    Figures,
+    OtherFile,
+    parse_files,
+    parse_statistics,
     shard_file,
 )
-from builder.pinned import PinnedRecipe, SourceEntry
+from builder.pinned import DepthInfo, PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
 from builder.record import (
     ALPHA_IN_MASK,
@@ -44,30 +54,45 @@ from builder.record import (
     Renderer,
     SplitPlan,
     Statistics,
+    open_picture,
     unknown_depth,
 )
-from builder.release.access import (
-    MAX_BYTES,
-    Folder,
-    Repo,
-    Stored,
-    Table,
-    open_image,
-    open_place,
-    wrong_columns,
+from builder.release.access import FIXED_FILES, Folder, Repo, Stored, open_place
+from builder.release.card import (
+    blocks_of,
+    card_parts,
+    card_text,
+    entries_of,
+    own_entries,
+    tables_of,
 )
-from builder.release.card import card_parts, card_text
-from builder.release.preview import TABLE_RECORDS
+from builder.release.preview import TABLE_RECORDS, coloured
 from builder.release.record_check import RecordCheck
-from builder.schema import preview_columns, record_columns, source_columns
+from builder.schema import (
+    Column,
+    features,
+    preview_columns,
+    record_columns,
+    source_columns,
+)
 from builder.sources import Source, SourceBank, uncredited
-from builder.typed import checked_fields
-from builder.untrusted import Unreadable, parse_json, printable, refusing, shown
+from builder.tables import Table, wrong_columns
+from builder.typed import checked_fields, decisive, read
+from builder.untrusted import Unreadable, one_line, parse_json, printable, refusing, shown
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
 _MAX_PER_CHECK = 1000
 _MAX_CHARACTERS = 500  # of a sentence, which may quote what is foreign
-_MAX_FOREIGN_LINES = 1000  # of a card; comparing far more takes long
+_MAX_LISTED = 5  # names in a note
+_COLOUR_LEVELS = 8  # of 256, that a JPEG of coloured depth is off by at most, on average
+_OUR_FOLDERS = ("data/", "foregrounds/", "backgrounds/", "preview/")
+# What `datasets` reads by itself where no config names it, or before the card; at the top alone.
+_MISLEADING = re.compile(r"[^/]*\.(py|parquet|arrow)|\.huggingface\.yaml|dataset_infos\.json")
+_LEFT_BY_US = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")  # of a process that was killed
+_METADATA = {
+    *(b"huggingface", b"content_defined_chunking", b"use_content_defined_chunking"),
+    b"ARROW:schema",
+}
 _CARD_VERSION = re.compile(r"^By fgbg-dataset (\S+), fingerprint", re.MULTILINE)
 
 
@@ -197,6 +222,7 @@ class _Verification:
         self._by_check: Counter[str] = Counter()
         self._counts = _Counts()
         self._notes: list[str] = []
+        self._first_depths: dict[int, Any] = {}  # of records that the preview may show
 
     def _problem(self, check: str, where: str, what: str) -> None:
         self._by_check[check] += 1
@@ -211,21 +237,24 @@ class _Verification:
         if pinned is not None:
             plan = Plan(pinned)
             self._check_leaks(pinned)
-            stated = self._statistics(pinned, plan)
+            stated, files = self._statistics(plan)
             bank = self._sources(pinned)
             self._check = RecordCheck(pinned)
             self._renderer = Renderer(plan, bank, None) if bank else None
-            if self._check_names(plan):
+            if self._check_names(plan, files or {}):
+                self._check_files(files)
                 complete = self._check_splits(plan, stated)
             self._check_preview(plan)
             self._blame_sources()
             if stated is not None and bank is not None:
                 self._card()
+            if not self._problems and not isinstance(self._place, Stored):
+                self._check_loading(plan)
             if pinned.depth:
                 self._notes.append(
                     "Depth was checked for size, range and grid and counted, not estimated again."
                 )
-                counts = {name: split[1] for name, split in (stated or {}).items()}
+                counts = {name: split.statistics for name, split in (stated or {}).items()}
                 self._notes += filter(None, [unknown_depth(counts)] if counts else [])
         for check, n in self._by_check.items():
             if n > _MAX_PER_CHECK:
@@ -252,12 +281,20 @@ class _Verification:
 
     def _text(self, check: str, name: str) -> str | None:
         try:
-            return read_text(self._place.root / name, MAX_BYTES[name])
+            root = self._place.root
+            return read_text(root / name, MAX_BYTES[name], within=root)
         except FileNotFoundError:  # of a repository, what is too large was not fetched
             self._problem(check, name, f"is missing, or larger than {MAX_BYTES[name]} bytes")
         except (OSError, ValueError) as error:
-            self._problem(check, name, f"cannot be read ({error})")
+            self._problem(check, name, f"cannot be read ({one_line(error)})")
         return None
+
+    def _table(self, name: str) -> Table:
+        """Open a small Parquet file of the set."""
+        file = self._place.files.get(name)
+        if file is None or file.fault:
+            raise Unreadable(file.fault if file else "is missing")
+        return Table(self._place.root / name, "parquet")
 
     def _recipe(self) -> PinnedRecipe | None:
         text = self._text("recipe", RECIPE_FILE)
@@ -291,33 +328,19 @@ class _Verification:
                     )
 
     def _statistics(
-        self, pinned: PinnedRecipe, plan: Plan
-    ) -> dict[str, tuple[list[dict[str, Any]], Statistics]] | None:
-        """Return for each split its files as stated, and its statistics as stated."""
+        self, plan: Plan
+    ) -> tuple[dict[str, Figures] | None, dict[str, OtherFile] | None]:
+        """Return what is stated of each split, and of the other files."""
         text = self._text("statistics", STATISTICS_FILE)
         if text is None:
-            return None
+            return None, None
         try:
-            with refusing("is not as fgbg build writes it"):
-                content = parse_json(text)
-                if content["fingerprint"] != pinned.fingerprint:
-                    self._problem("statistics", STATISTICS_FILE, "is of another fingerprint")
-                if list(content["splits"]) != list(plan.splits):
-                    raise Unreadable(f"has not the splits of the recipe: {', '.join(plan.splits)}")
-                stated = {}
-                for name, split in content["splits"].items():
-                    if len(split["shards"]) != plan.splits[name].n_shards:
-                        raise Unreadable(f"names {len(split['shards'])} files of {name}")
-                    for shard in split["shards"]:
-                        str(shard["sha256"]), int(shard["size_bytes"]), int(shard["rows"])
-                    counts = Statistics.from_json(split["statistics"])
-                    if counts.tallies["mask_px"].counts.shape[1] != pinned.recipe.size**2 + 1:
-                        raise Unreadable("counts pixels of records of another size")
-                    stated[name] = split["shards"], counts
-                return stated
+            with refusing("is not as fgbg build writes it", (NewerVersionError,)):
+                splits = parse_statistics(text, plan, STATISTICS_FILE)
+                return splits, parse_files(text, STATISTICS_FILE)
         except Unreadable as reason:
             self._problem("statistics", STATISTICS_FILE, str(reason))
-            return None
+            return None, None
 
     def _sources(self, pinned: PinnedRecipe) -> SourceBank | None:
         """Check the prepared sources; return them if all of them can be used."""
@@ -333,12 +356,11 @@ class _Verification:
         name, found = f"{kind}/{SOURCES_FILE}", []
         entries: tuple[SourceEntry, ...] = getattr(pinned, kind)
         try:
-            if not (self._place.root / name).is_file():
-                raise Unreadable("is missing")
-            table = Table(self._place.root / name, "parquet")
+            table = self._table(name)
             columns = source_columns(table.schema.names)
             if different := wrong_columns(table.schema, columns):
                 raise Unreadable(different)
+            self._check_metadata(name, table, columns, None)
             if table.n_rows != len(entries):
                 raise Unreadable(f"has {table.n_rows} rows, the recipe {len(entries)}")
             for number, row in table.rows([column.name for column in columns]):
@@ -366,7 +388,10 @@ class _Verification:
             return None
         try:
             png: bytes = image["bytes"] if image else b""
-            opened = open_image(png, ("PNG",), (width, height), ("RGBA" if foreground else "RGB",))
+            if image and image["path"] is not None:
+                raise Unreadable("has a path beside its bytes")
+            mode = "RGBA" if foreground else "RGB"
+            opened = open_picture(png, (width, height), ("PNG",), (mode,))
             if foreground and np.asarray(opened)[..., 3].max() < ALPHA_IN_MASK:
                 raise Unreadable("has no pixel that is at least half opaque")
         except Unreadable as reason:
@@ -376,9 +401,9 @@ class _Verification:
 
     # -- shards
 
-    def _check_names(self, plan: Plan) -> bool:
+    def _check_names(self, plan: Plan, stated: Mapping[str, Any]) -> bool:
         """Nothing missing, nothing extra; False where the plan is not worth walking through."""
-        files, file_format = set(self._place.files), self._place.file_format
+        files, file_format = self._place.files, self._place.file_format
         if plan.n_shards > 2 * len(files) + 100:
             self._problem("files", "data", f"holds {len(files)} files of {plan.n_shards}")
             return False
@@ -387,39 +412,89 @@ class _Verification:
             for split in plan.splits.values()
             for shard in range(split.n_shards)
         }
-        for name in sorted(due - files):
+        due |= stated.keys() | {*FIXED_FILES}
+        told = {
+            RECIPE_FILE,
+            STATISTICS_FILE,
+            CARD_FILE,
+            TABLE_FILE,
+            FOREGROUNDS_FILE,
+            BACKGROUNDS_FILE,
+        }
+        for name in sorted(due - files.keys() - told):
             self._problem("files", name, "is missing")
-        for name in sorted(files - due):
-            self._problem("files", name, "is not part of the set")
+        left, foreign = [], []
+        for name, file in sorted(files.items()):
+            last = name.rstrip("/").rpartition("/")[2]
+            if is_system_file(name) or _LEFT_BY_US.fullmatch(last):
+                left.append(name)
+            elif name in due or name == INFO_FILE:
+                if file.fault and name not in told:
+                    self._problem("files", name, file.fault)
+            elif _MISLEADING.fullmatch(name) or name.startswith(_OUR_FOLDERS):
+                self._problem("files", name, "is not part of the set")
+            elif file.fault:
+                self._problem("files", name, file.fault)
+            elif not name.startswith("."):
+                foreign.append(name)
+        self._list("Left by a system, and ignored", left)
+        self._list("Not of the set: not checked, and not sent by a push", foreign)
         return True
 
-    def _check_splits(self, plan: Plan, stated: Mapping[str, Any] | None) -> list[str]:
+    def _list(self, what: str, names: list[str]) -> None:
+        if names:
+            more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+            listed = ", ".join(printable(name) for name in names[:_MAX_LISTED])
+            self._notes.append(f"{what}: {listed}{more}.")
+
+    def _check_files(self, stated: Mapping[str, OtherFile] | None) -> None:
+        """Compare all files but shards and card with what the statistics say of them."""
+        if stated is None:
+            self._notes.append(
+                "Made by version 0.1.0, which states no sha256 of page, sheet, preview and sources."
+            )
+            return
+        others = {INFO_FILE} & self._place.files.keys()
+        for name in sorted({*FIXED_FILES, *others} - {CARD_FILE, STATISTICS_FILE} - stated.keys()):
+            self._problem("files", name, f"is not stated in {STATISTICS_FILE}")
+        for name, due in stated.items():
+            file, path = self._place.files.get(name), self._place.root / name
+            if file is None or file.fault:
+                continue  # told by its name
+            if file.size_bytes != due.size_bytes:
+                what = f"is {file.size_bytes} bytes, by {STATISTICS_FILE} {due.size_bytes}"
+                self._problem("files", name, what)
+            elif (file.sha256 or path.is_file()) and due.sha256 != (
+                file.sha256 or sha256_file(path)
+            ):
+                self._problem("files", name, f"its sha256 is not that of {STATISTICS_FILE}")
+
+    def _check_splits(self, plan: Plan, stated: Mapping[str, Figures] | None) -> list[str]:
         """Check the shards of every split; return the splits whose statistics were recomputed."""
         pinned, complete = plan.pinned, []
-        fingerprints = [pinned.at(stage).fingerprint for stage in range(len(pinned.stages) + 1)]
+        stages = [pinned.at(stage) for stage in range(len(pinned.stages) + 1)]
         for split in plan.splits.values():
             drawn = _drawn(split, plan, self._sample)
             statistics = Statistics(pinned.recipe.size) if drawn is None else None
             for shard in range(split.n_shards):
                 name = shard_file(split, shard, self._place.file_format)
-                if name not in self._place.files:
+                if name not in self._place.files or self._place.files[name].fault:
                     continue
                 wanted = None if drawn is None else drawn.get(shard, np.zeros(0, np.int64))
-                entry = stated[split.name][0][shard] if stated else None
-                fingerprint = fingerprints[split.stage(shard)]
+                entry = stated[split.name].shards[shard] if stated else None
                 rows = split.shard_range(shard)
-                one = _Shard(split, plan, name, rows, wanted, entry, fingerprint)
+                one = _Shard(split, plan, name, rows, wanted, entry, stages[split.stage(shard)])
                 self._check_shard(one, statistics)
             # A record with a fault was not counted; then the sums cannot be equal anyway.
             if stated and statistics and statistics.rows == split.n_records:
-                self._compare_statistics(split.name, statistics, stated[split.name][1])
+                self._compare_statistics(split.name, statistics, stated[split.name].statistics)
                 complete.append(split.name)
         return complete
 
     def _check_shard(self, shard: _Shard, statistics: Statistics | None) -> None:
         place, name = self._place, shard.name
         rows = shard.range[1] - shard.range[0]
-        self._check_stated(shard, rows)
+        self._check_stated(shard)
         looked_into = place.is_local or shard.wanted is None or len(shard.wanted) > 0
         stated = place.files[name].sha256
         if not looked_into and stated is not None:
@@ -432,32 +507,27 @@ class _Verification:
                 table = Table(source, place.file_format)
                 self._check_table(shard, table, rows)
                 columns = [column.name for column in record_columns(shard.plan.pinned.recipe)]
-                for _, row in table.rows(columns, shard.wanted):
+                for number, row in table.rows(columns, shard.wanted):
+                    if "depth" in row and shard.range[0] + number < TABLE_RECORDS:
+                        self._first_depths[row["record_id"]] = row["depth"]
                     self._check_record(shard.name, shard.plan, row, statistics)
                     self._counts.records += 1
                     self._progress(1)
         except Unreadable as reason:
             self._problem("files", name, str(reason))
 
-    def _check_stated(self, shard: _Shard, rows: int) -> None:
-        """Compare what the statistics say of a shard with the plan, and with what lies there."""
+    def _check_stated(self, shard: _Shard) -> None:
+        """Compare what the statistics say of a shard with what lies there."""
         file, stated = self._place.files[shard.name], shard.stated
         if stated is None:
             return
-        if stated.get("file") != shard.name or stated["rows"] != rows:
-            self._problem(
-                "statistics", shard.name, f"is stated otherwise than the plan's {rows} rows"
-            )
-        if stated["size_bytes"] != file.size_bytes:
-            self._problem(
-                "files",
-                shard.name,
-                f"is {file.size_bytes} bytes, by {STATISTICS_FILE} {stated['size_bytes']}",
-            )
+        if stated.size_bytes != file.size_bytes:
+            what = f"is {file.size_bytes} bytes, by {STATISTICS_FILE} {stated.size_bytes}"
+            self._problem("files", shard.name, what)
 
     def _check_sha256(self, shard: _Shard, sha256: str | None) -> None:
         self._counts.hashed += 1
-        if shard.stated is not None and shard.stated["sha256"] != sha256:
+        if shard.stated is not None and shard.stated.sha256 != sha256:
             self._problem("files", shard.name, f"its sha256 is not that of {STATISTICS_FILE}")
 
     def _check_table(self, shard: _Shard, table: Table, rows: int) -> None:
@@ -465,16 +535,39 @@ class _Verification:
         pinned = shard.plan.pinned
         if table.n_rows > 2 * rows + 100:  # ids of a few bytes may be said to be many
             raise Unreadable(f"has {table.n_rows} rows, by the plan {rows}")
-        if different := wrong_columns(table.schema, record_columns(pinned.recipe)):
+        columns = record_columns(pinned.recipe)
+        if different := wrong_columns(table.schema, columns):
             raise Unreadable(different)
-        with refusing("has metadata that cannot be read"):
-            content = parse_json((table.schema.metadata or {}).get(b"fgbg", b"{}").decode())
-            fingerprint = content.get("fingerprint")
-        if fingerprint != shard.fingerprint:
-            self._problem("recipe", shard.name, "is of another fingerprint by its metadata")
+        self._check_metadata(shard.name, table, columns, shard.pinned)
         held, due = table.integers("record_id"), shard.split.record_ids(*shard.range)
         if not np.array_equal(held, due):
             self._tell_ids(shard, held, due)
+
+    def _check_metadata(
+        self, name: str, table: Table, columns: tuple[Column, ...], pinned: PinnedRecipe | None
+    ) -> None:
+        """Compare all that a file says of itself: its features and, of a shard, its recipe."""
+        from datasets import Features
+
+        metadata = table.schema.metadata or {}
+        due = _METADATA | ({b"fgbg"} if pinned else set())
+        if foreign := sorted(metadata.keys() - due):
+            self._problem("files", name, f"has metadata of another hand: {shown(foreign[0])}")
+        with refusing("has metadata that cannot be read"):
+            content = parse_json(metadata[b"huggingface"].decode())
+            held = Features.from_dict(content["info"].pop("features"))
+            if content != {"info": {}} or held != features(columns):
+                self._problem("files", name, "has other features by its metadata")
+            if pinned is None:
+                return
+            content = parse_json(metadata[b"fgbg"].decode())
+            recipe, depth = read(Recipe, content["recipe"], name), content.get("depth")
+            mine: list[Any] = [content["fingerprint"], decisive(recipe)]
+            mine.append(decisive(read(DepthInfo, depth, name)) if depth else None)
+        theirs: list[Any] = [pinned.fingerprint, decisive(pinned.recipe)]
+        theirs.append(decisive(pinned.depth) if pinned.depth else None)
+        if mine != theirs or not content.keys() <= {"fingerprint", "recipe", "depth"}:
+            self._problem("recipe", name, "is of another fingerprint by its metadata")
 
     def _tell_ids(self, shard: _Shard, held: Ids, due: Ids) -> None:
         ids, counts = np.unique(held, return_counts=True)
@@ -517,22 +610,44 @@ class _Verification:
     def _check_preview(self, plan: Plan) -> None:
         """Check the records of the config `preview`, which are copies of some of the set."""
         try:
-            if not (self._place.root / TABLE_FILE).is_file():
-                raise Unreadable("is missing")
-            table, columns = Table(self._place.root / TABLE_FILE, "parquet"), preview_columns
-            if different := wrong_columns(table.schema, columns(plan.pinned.recipe)):
+            table = self._table(TABLE_FILE)
+            columns = preview_columns(plan.pinned.recipe, table.schema.names)
+            if different := wrong_columns(table.schema, columns):
                 raise Unreadable(different)
-            if table.n_rows > TABLE_RECORDS:
-                raise Unreadable(f"has {table.n_rows} rows, more than {TABLE_RECORDS}")
-            homes = [_home(plan, record_id) for record_id in table.integers("record_id").tolist()]
-            names = [column.name for column in columns(plan.pinned.recipe)]
-            for number, row in table.rows(names):
-                if homes[number] is None or row.pop("split") != homes[number]:
+            self._check_metadata(TABLE_FILE, table, columns, None)
+            ids = table.integers("record_id").tolist()
+            if not 0 < len(ids) <= TABLE_RECORDS or len(set(ids)) < len(ids):
+                raise Unreadable(f"has {len(ids)} rows of {len(set(ids))} records")
+            pictures = []
+            for _, row in table.rows([column.name for column in columns]):
+                home, split = _home(plan, row["record_id"]), row.pop(columns[-1].name)
+                if home is None or split != home:
                     where = f"{TABLE_FILE} record {row['record_id']}"
-                    self._problem("preview", where, f"is of split {homes[number]}")
+                    self._problem("preview", where, f"is of split {home}")
+                pictures.append((row["record_id"], row.get("depth"), row.pop("depth_colour", None)))
                 self._check_record(TABLE_FILE, plan, row, None)
+            if plan.pinned.depth:
+                self._check_colours(plan.pinned, pictures)
         except Unreadable as reason:
             self._problem("preview", TABLE_FILE, str(reason))
+
+    def _check_colours(self, pinned: PinnedRecipe, rows: list[tuple[int, Any, Any]]) -> None:
+        """Compare the preview's depth with the set's, and its coloured depth with its depth."""
+        with refusing("has depth that cannot be read"):
+            colours = coloured(pinned, [depth["bytes"] for _, depth, _ in rows])
+        for (record_id, depth, shown_as), due in zip(rows, colours, strict=True):
+            where = f"{TABLE_FILE} record {record_id}"
+            if self._first_depths.get(record_id, depth) != depth:
+                self._problem("preview", where, "has other depth than the set")
+            try:
+                height, width = due.shape[:2]
+                data = (shown_as or {}).get("bytes")
+                held = np.asarray(open_picture(data, (width, height), modes=("RGB",)))
+            except Unreadable as reason:
+                self._problem("preview", where, f"depth_colour {reason}")
+                continue
+            if np.abs(held.astype(np.int16) - due).mean() > _COLOUR_LEVELS:
+                self._problem("preview", where, "has depth_colour of other depth")
 
     def _blame_sources(self) -> None:
         """Name the sources most of whose records are of other pixels; others only met those."""
@@ -556,39 +671,70 @@ class _Verification:
             self._problem("statistics", where, f"{said}: not what the records hold")
 
     def _card(self) -> None:
-        """Compare the card with the one that would be written now."""
+        """Compare the figures of the card, and its own blocks, with those of one written now."""
         text = self._text("card", CARD_FILE)
         if text is None:
-            return
-        version = _CARD_VERSION.search(text)
-        if version and version[1] != __version__:
-            self._notes.append(
-                f"The card is by fgbg-dataset {version[1]}, this is {__version__}: not compared."
-            )
             return
         try:
             with refusing("cannot be written again"):
                 (held, body), (due, own) = map(card_parts, (text, card_text(self._place.root)))
-                differences = list(_changed_keys(held, due, "", set()))
         except Unreadable as reason:
             self._problem("card", CARD_FILE, str(reason))
             return
-        for key, what in differences:
-            self._problem("card", f"{CARD_FILE} {key.lstrip('.')}", what)
-        above = len(text.splitlines()) - len(body.lstrip().splitlines())
-        lines, expected = body.strip().splitlines(), own.strip().splitlines()
-        if len(lines) > len(expected) + _MAX_FOREIGN_LINES:
-            self._problem("card", CARD_FILE, f"has {len(lines)} lines, by the data {len(expected)}")
-            return
-        for line, what in _changed_lines(lines, expected):
-            self._problem("card", f"{CARD_FILE} line {above + line}", what)
+        version = _CARD_VERSION.search(text)
+        same = version is None or version[1] == __version__
+        for key, what in _changed_keys(held, due, same):
+            self._problem("card", f"{CARD_FILE} {key}", what)
+        compare = _changed_lines if same else _changed_figures
+        lines = text.splitlines()
+        for name, block in blocks_of(own).items():
+            theirs = blocks_of(body).get(name)
+            if theirs is None and same:
+                self._problem("card", CARD_FILE, f"has no block fgbg:{name}; see fgbg card")
+            elif theirs is not None:
+                mark = next(n for n, line in enumerate(lines) if f"fgbg:{name} begin" in line)
+                for number, what in compare(theirs, block):
+                    self._problem("card", f"{CARD_FILE} line {mark + number + 1}", what)
+
+    def _check_loading(self, plan: Plan) -> None:
+        """Let `datasets` say what it would load, without reading it: this very set, all of it."""
+        from datasets import load_dataset_builder
+
+        place, due = self._place, record_columns(plan.pinned.recipe)
+        with TemporaryDirectory(prefix="fgbg-verify-") as cache, refusing("cannot be loaded"):
+            where: dict[str, Any] = {"path": str(place.root)}
+            if isinstance(place, Repo):
+                where |= {"path": place.name, "revision": place.revision, "token": place.token}
+            loaded = load_dataset_builder(**where, cache_dir=cache)
+        config: Any = loaded.config
+        held = {
+            str(split): sorted(str(file).rpartition("/")[2] for file in files)
+            for split, files in (config.data_files or {}).items()
+        }
+        files = {
+            split.name: sorted(
+                shard_file(split, shard, place.file_format).rpartition("/")[2]
+                for shard in range(split.n_shards)
+            )
+            for split in plan.splits.values()
+        }
+        wrong = {
+            "files": held != files,
+            "format": place.file_format not in type(loaded).__module__,
+            "columns": getattr(config, "columns", None) is not None,
+            "filters": getattr(config, "filters", None) is not None,
+            "features": loaded.info.features != features(due),
+        }
+        if told := [name for name, is_wrong in wrong.items() if is_wrong]:
+            what = f"makes load_dataset give other {', '.join(told)}; see fgbg card"
+            self._problem("card", CARD_FILE, what)
 
 
 @dataclass(frozen=True)
 class _Shard:
     """A shard to check: its place in the plan, the rows wanted (None: all), what is stated.
 
-    `fingerprint` is that of the set it was made for; of an extended set, before the extension.
+    `pinned` is the set it was made for; of an extended set, before the extension.
     """
 
     split: SplitPlan
@@ -596,8 +742,8 @@ class _Shard:
     name: str
     range: tuple[int, int]
     wanted: npt.NDArray[np.int64] | None
-    stated: Mapping[str, Any] | None
-    fingerprint: str
+    stated: DataFile | None
+    pinned: PinnedRecipe
 
 
 def _home(plan: Plan, record_id: int) -> str | None:
@@ -635,47 +781,75 @@ def _drawn(
 
 
 def _changed_keys(
-    held: Any, due: Any, key: str, seen: set[tuple[int, int]]
+    held: dict[str, Any], due: dict[str, Any], same: bool
 ) -> Iterator[tuple[str, str]]:
-    """Give (key, what is wrong) for values of the card's YAML that are not as they should be.
+    """Give (key, what is wrong) for what a build decides of the card's YAML.
 
-    `seen` are pairs compared before: YAML can name one value in very many places.
+    A person's own keys and configs are compared with nothing, wherever they stand. A card of
+    another version (`same` is False) may lack the description of a config.
     """
-    if isinstance(due, (dict, list)):
-        if (id(held), id(due)) in seen:
-            return
-        seen.add((id(held), id(due)))
+    for key, value in due.items():
+        if key not in ("configs", "dataset_info"):
+            yield from _difference(held.get(key), value, key)
+            continue
+        mine = own_entries(due, key)
+        theirs = [e for e in entries_of(held, key) if e.get("config_name") in mine]
+        for name, entry in mine.items():
+            found = [e for e in theirs if e.get("config_name") == name]
+            if len(found) > 1:
+                yield f"{key}[{name}]", f"stands there {len(found)} times"
+            elif found or same or key == "configs":
+                yield from _difference(found[0] if found else None, entry, f"{key}[{name}]")
+    ours = own_entries(due, "configs")
+    for entry in entries_of(held, "configs"):
+        if entry.get("default") and entry.get("config_name") not in ours:
+            where = f"configs[{shown(entry.get('config_name'))}]"
+            yield where, "is the default too; the records' config alone is"
+
+
+def _difference(held: Any, due: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Give (key, what is wrong) for values that are not as they should be, neither more nor less.
+
+    The card was parsed without aliases, so its values are no larger than its text.
+    """
     if isinstance(due, dict) and isinstance(held, dict):
-        for name, value in due.items():
-            yield from _changed_keys(held.get(name), value, f"{key}.{name}", seen)
+        for name in {**due, **held}:
+            yield from _difference(held.get(name), due.get(name), f"{key}.{printable(str(name))}")
     elif isinstance(due, list) and isinstance(held, list) and len(due) == len(held):
         for number, (theirs, ours) in enumerate(zip(held, due, strict=True)):
-            names = ours if isinstance(ours, dict) else {}
-            name = names.get("config_name", names.get("name", number))
-            yield from _changed_keys(theirs, ours, f"{key}[{name}]", seen)
+            name = ours.get("name", number) if isinstance(ours, dict) else number
+            yield from _difference(theirs, ours, f"{key}[{name}]")
     elif type(held) is not type(due) or held != due:
         yield key, f"is {_named(held)}, by the data it is {_named(due)}"
 
 
 def _named(value: Any) -> str:
-    """Return a value of the YAML as it is told; of a large one its kind."""
+    """Return a value of the YAML as it is quoted; of a large one its kind."""
     if isinstance(value, (dict, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return "missing" if value is None else shown(value)
 
 
-def _changed_lines(held: list[str], due: list[str]) -> Iterator[tuple[int, str]]:
-    """Give (line number, what is wrong) for lines that are not as they should be."""
-    for kind, start, stop, first, last in SequenceMatcher(None, held, due).get_opcodes():
-        if kind == "equal":
-            continue
-        both = min(stop - start, last - first)
-        for n in range(both):
-            says, data = shown(held[start + n]), shown(due[first + n])
-            yield start + n + 1, f"says {says}, by the data it is {data}"
-        if more := stop - start - both:
-            says = shown(held[start + both])
-            yield start + both + 1, f"says {says}, which is not of the data ({more} such lines)"
-        if more := last - first - both:
-            data = shown(next(filter(None, due[first + both : last]), ""))
-            yield stop + 1, f"is where {data} is missing ({more} lines in all)"
+def _changed_lines(held: str, due: str) -> Iterator[tuple[int, str]]:
+    """Give (line number, what is wrong) for the first lines of a block that are not as due."""
+    pairs = zip_longest(held.splitlines(), due.splitlines(), fillvalue="")
+    changed = ((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
+    for number, (theirs, ours) in islice(changed, _MAX_LISTED):
+        yield number, f"says {shown(theirs)}, by the data it is {shown(ours)}"
+
+
+def _changed_figures(held: str, due: str) -> Iterator[tuple[int, str]]:
+    """Give (line number, what is wrong) for cells of tables that are not as they are due.
+
+    Rows are found by their first cell and columns by their heading, since another version may
+    have arranged them otherwise.
+    """
+    theirs, ours = tables_of(held), tables_of(due)
+    for row, (number, cells) in theirs.items():
+        _, right = ours.get(row, (0, {}))
+        for heading in cells.keys() & right.keys():
+            if cells[heading] != right[heading]:
+                said = f"says {shown(cells[heading])} as {heading} of {shown(row[0])}"
+                yield number, f"{said}, by the data it is {shown(right[heading])}"
+    for row in ours.keys() - theirs.keys():
+        yield 0, f"does not speak of {shown(row[0])}"

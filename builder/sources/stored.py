@@ -6,17 +6,15 @@ import struct
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from builder.errors import NotABuildError, RecipeError
+from builder.errors import NewerVersionError, NotABuildError
 from builder.files import open_regular
 from builder.pinned import SourceEntry
 from builder.remote import Place
 from builder.schema import SOURCE_COLUMNS, Column, source_columns
 from builder.sources.prepare import Source
-from builder.tables import ROW_GROUP_RECORDS, write_rows
+from builder.tables import Table, write_rows
 from builder.typed import read
-from builder.untrusted import printable
-
-_MIN_PNG_BYTES = 57  # signature, header, one empty chunk of data, end
+from builder.untrusted import Unreadable, one_line, refusing
 
 
 def write_sources(path: Place, sources: Iterable[Source]) -> None:
@@ -34,22 +32,18 @@ def read_sources(path: Place) -> list[Source]:
         NotABuildError: the file is missing, damaged or something else.
         NewerVersionError: a newer version wrote it.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     sources = []
     try:
-        with open_regular(path) as opened, pq.ParquetFile(opened) as file:
-            # A picture is stored plain and has more bytes than this, so the file is no smaller.
-            if file.metadata.num_rows > path.stat().st_size // _MIN_PNG_BYTES:
-                raise ValueError("it claims more rows than it can hold")
-            for batch in file.iter_batches(ROW_GROUP_RECORDS):
-                for row in batch.to_pylist():
-                    png = row.pop("image")["bytes"]
-                    sources.append(_checked(Source(read(SourceEntry, row, str(path)), png)))
-    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError, RecipeError) as error:
-        why = printable(str(error))[:300]
-        raise NotABuildError(f"{path} cannot be read as prepared sources: {why}") from None
+        with (
+            refusing("cannot be read as prepared sources", (OSError, NewerVersionError)),
+            open_regular(path) as file,
+        ):
+            table = Table(file, "parquet")
+            for _, row in table.rows(table.schema.names):
+                png = row.pop("image")["bytes"]
+                sources.append(_checked(Source(read(SourceEntry, row, str(path)), png)))
+    except (OSError, Unreadable) as error:
+        raise NotABuildError(f"{path} {one_line(error)}; build the set again.") from None
     return sources
 
 
@@ -63,9 +57,7 @@ def stored_columns(path: Place) -> tuple[Column, ...]:
 
 def _checked(source: Source) -> Source:
     """Refuse a picture whose header does not say what its entry says, before it is decoded."""
-    if len(source.png) < _MIN_PNG_BYTES:
-        raise ValueError(f"the picture of {source.entry.id} is no PNG")
     kind, width, height, bits = struct.unpack_from(">12x4sIIB", source.png)
     if (kind, width, height, bits) != (b"IHDR", source.entry.width, source.entry.height, 8):
-        raise ValueError(f"the picture of {source.entry.id} has another size than its entry")
+        raise Unreadable(f"holds a picture of {source.entry.id} of another size than its entry")
     return source

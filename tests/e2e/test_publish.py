@@ -40,8 +40,9 @@ pytestmark = pytest.mark.filterwarnings(  # huggingface_hub's own
 REPO = "ann/blobs"
 QUIET = BuildOptions(progress=False)
 SMALL = {"placements": 1, "size": 32, "foreground_size": 16, "depth_model": "none", "holdout": 0.3}
-# Made anew for the Hub: the card tells of the repository, the recipe of no folder here.
-REWRITTEN = {"README.md", "recipe.json"}
+# Made anew for the Hub: the card speaks of the repository, the recipe of no folder here, and the
+# statistics state the two and not dataset_info.json.
+REWRITTEN = {"README.md", "recipe.json", "assets/statistics.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +139,8 @@ def test_every_byte_and_pixel_arrives_and_loads_plain_and_streaming(built, hub):
 
 def test_the_preview_holds_records_of_all_splits_with_coloured_depth(built):
     rows = load_dataset(str(built), "preview", split="train")
-    assert {name: rows["split"][:].count(name) for name in SPLITS} == SPLITS  # a small set whole
+    shown = rows["record_split"][:]
+    assert {name: shown.count(name) for name in SPLITS} == SPLITS  # a small set whole
     records = {
         row["record_id"]: row for split in load_dataset(str(built)).values() for row in split
     }
@@ -149,7 +151,7 @@ def test_the_preview_holds_records_of_all_splits_with_coloured_depth(built):
 
     for row, depth in zip(rows, depths, strict=True):
         colour = np.asarray(row.pop("depth_colour")).astype(int)
-        row.pop("split")
+        row.pop("record_split")
         assert same_row(row, records[row["record_id"]])
         assert np.abs(colour - LUT[scale.codes(depth)]).mean() < 3  # JPEG
 
@@ -577,7 +579,7 @@ def test_repositories_that_a_set_would_spoil_are_refused(small, hub):
     assert "holds data that fgbg did not make (data/train-00000-of-00001.parquet)" in text
     hub.create("ann/broken")
     hub.write("ann/broken", "README.md", b"---\na: [\n---\n")
-    with pytest.raises(Exception, match=r"the metadata at the top of README.md is no YAML"):
+    with pytest.raises(Exception, match=r"the metadata at the top of README.md is not YAML"):
         push(small, hub, "ann/broken")
 
 
@@ -717,7 +719,9 @@ def test_as_dataset_push_to_hub_publishes_the_same_set(sources, tiny_model, hub,
     assert (
         {**kept(one), **kept(other)} == kept(one) == kept(other) == sent_set(tmp_path / "b" / "set")
     )
-    assert one["recipe.json"] == other["recipe.json"]
+    assert [one[name] for name in REWRITTEN - {"README.md"}] == [
+        other[name] for name in REWRITTEN - {"README.md"}
+    ]
     cards = [hub.read(name, "README.md").decode() for name in ("ann/python", "ann/pushed")]
     assert cards[0].replace("ann/python", "ann/pushed") == cards[1]
     rows = load_dataset("ann/python", split="train")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 import shutil
 import zlib
 from collections import Counter
@@ -19,10 +21,11 @@ import simplejpeg
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from builder import __version__
 from builder.cli import main
 from builder.errors import FgbgError, NotABuildError
 from builder.files import sha256_file
-from builder.layout import TABLE_FILE
+from builder.layout import TABLE_FILE, state_files
 from builder.pinned import PinnedRecipe
 from builder.record.encoding import _grey_png, encode_mask
 from builder.record.plan import Plan
@@ -55,8 +58,18 @@ def change(path: Path, how: Callable[[Rows], object]) -> None:
     write_table(path, "parquet", table.schema, rows)
 
 
+def restamp(path: Path, key: str, how: Callable[[dict[str, Any]], object]) -> None:
+    """Change one key of a Parquet file's metadata."""
+    table = pq.read_table(path)
+    metadata = dict(table.schema.metadata)
+    content = json.loads(metadata[key.encode()])
+    how(content)
+    metadata[key.encode()] = json.dumps(content).encode()
+    write_table(path, "parquet", table.schema.with_metadata(metadata), table.to_pylist())
+
+
 def forge(out: Path) -> None:
-    """State sizes and sha256 as they are now, so that only the content can tell."""
+    """State sizes and sha256 as they are now, so that only the content can show it."""
     path = out / "assets" / "statistics.json"
     content = json.loads(path.read_text())
     for split in content["splits"].values():
@@ -64,6 +77,7 @@ def forge(out: Path) -> None:
             file = out / shard["file"]
             shard.update(size_bytes=file.stat().st_size, sha256=sha256_file(file))
     path.write_text(json.dumps(content))
+    state_files(out)
     write_card(out)
 
 
@@ -218,9 +232,8 @@ def test_truncated_and_foreign_files_are_told_without_a_traceback(out):
 
 def test_other_columns_or_another_fingerprint_in_a_file_are_told(out):
     table = pq.read_table(out / TRAIN)
-    pq.write_table(table.drop_columns("coverage"), out / TRAIN)
-    metadata = {**pq.read_schema(out / SECOND).metadata, b"fgbg": b'{"fingerprint": "00"}'}
-    pq.write_table(pq.read_table(out / SECOND).replace_schema_metadata(metadata), out / SECOND)
+    pq.write_table(table.drop_columns("coverage"), out / TRAIN, compression="none")
+    restamp(out / SECOND, "fgbg", lambda content: content.update(fingerprint="00"))
     forge(out)
     problems = {p.where: (p.check, p.what) for p in verify(out, sample=None).problems}
     assert problems == {
@@ -356,7 +369,8 @@ def test_depth_that_can_not_be_is_found(out, value, size, what):
     depth[5, 9] = value
     png = {"bytes": _grey_png(depth.view(np.uint8), size, bit_depth=16), "path": None}
     report = forged(out, TRAIN, lambda rows: rows[4].update(depth=png))
-    (problem,) = report.problems
+    problem, *others = sorted(report.problems, key=lambda problem: problem.check == "preview")
+    assert [(p.check, p.what) for p in others] == [("preview", "has other depth than the set")]
     if what is None:  # possible, so only the statistics tell
         assert (problem.check, problem.where) == ("statistics", "assets/statistics.json train")
         assert problem.what == "size_bytes, depth: not what the records hold"
@@ -451,23 +465,25 @@ def test_a_source_of_another_size_or_format_is_found(out):
 
     change(out / f"backgrounds/{SOURCES}", spoil)
     report = verify(out)
+    assert ("files", f"backgrounds/{SOURCES}") in found(report)  # its sha256
     whats = {p.where.removeprefix("backgrounds/"): p.what for p in report.problems}
     assert whats["scene0"].startswith("its image is damaged (UnidentifiedImageError")
     assert whats["scene1"] == "its image is 65x64 px, not 64x64 px"
     assert whats["scene2"].startswith("its sha256 is '0000")
     assert whats["scene3"].startswith("its held_out is ")
-    assert {p.check for p in report.problems} == {"sources"}
+    assert {p.check for p in report.problems} == {"files", "sources"}
     assert "Nothing was composed again" in report.notes[0]
 
 
 def test_a_removed_credit_is_found_by_the_recipe_or_by_the_card(out):
-    change(out / f"foregrounds/{SOURCES}", lambda rows: rows[1].update(author=""))
-    (problem,) = verify(out).problems
+    report = forged(out, f"foregrounds/{SOURCES}", lambda rows: rows[1].update(author=""))
+    (problem,) = report.problems
     assert (problem.check, problem.where) == ("credits", "foregrounds/blob1")
     assert problem.what == "its author is '', in the recipe 'Ann'"
     pinned = pinned_of(out)
     entries = [replace(e, author="") if e.id == "blob1" else e for e in pinned.foregrounds]
     (out / "recipe.json").write_text(replace(pinned, foregrounds=tuple(entries)).to_json())
+    state_files(out)
     problems = verify(out).problems
     assert {p.check for p in problems} == {"card"}
     assert any("| blob1 | foreground | Ann | CC0-1.0 |" in p.what for p in problems)
@@ -515,30 +531,30 @@ def test_a_block_that_was_cut_from_the_card_is_told_once(out):
     path.write_text("\n".join(lines[:begin] + lines[end + 1 :]))
     (problem,) = verify(out).problems
     assert problem.check == "card"
-    assert "fgbg:statistics begin" in problem.what
+    assert "fgbg:statistics" in problem.what
 
 
-def test_yaml_that_names_one_value_in_a_billion_places_takes_no_time(out):
+def test_yaml_that_names_one_value_in_a_billion_places_is_refused_at_once(out):
     laughs = ["a0: &a0 [ha, ha]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)]
     path = out / "README.md"
     path.write_text(path.read_text().replace("---\n", "---\n" + "\n".join(laughs) + "\n", 1))
-    assert verify(out).ok
+    (problem,) = verify(out).problems
+    assert (problem.check, problem.where) == ("card", "README.md")
+    assert "uses *a0; write the value out" in problem.what
 
 
 def test_a_preview_that_shows_other_records_is_found(out):
     def spoil(rows: Rows) -> None:
         rows[0]["mask"] = rows[1]["mask"]
-        rows[2]["split"] = "test"
+        rows[2]["record_split"] = "test"
 
     rows = rows_of(out, TABLE_FILE)
-    change(out / TABLE_FILE, spoil)
-    assert found(verify(out)) == {
+    assert found(forged(out, TABLE_FILE, spoil)) == {
         ("mask", record(rows, 0, TABLE_FILE)),
         ("preview", record(rows, 2, TABLE_FILE)),
     }
     (out / TABLE_FILE).unlink()
-    (problem,) = verify(out).problems
-    assert (problem.check, problem.where, problem.what) == ("preview", TABLE_FILE, "is missing")
+    assert ("preview", TABLE_FILE) in found(verify(out))
 
 
 def test_wrong_statistics_are_found(out):
@@ -604,6 +620,219 @@ def test_a_recipe_of_a_hundred_thousand_times_the_files_is_not_walked_through(ou
     recipe = replace(pinned.recipe, placements=10**4, shard_records=1)
     (out / "recipe.json").write_text(replace(pinned, recipe=recipe).to_json())
     assert ("files", "data") in found(verify(out))
+
+
+# ---- plantings: what makes a set load otherwise than it was checked, or is not of it
+
+PAGE, SHEET, STATED = "assets/preview.html", "assets/samples.png", "assets/statistics.json"
+
+
+def card(out: Path, old: str, new: str) -> None:
+    text = (out / "README.md").read_text()
+    assert old in text
+    (out / "README.md").write_text(text.replace(old, new, 1))
+
+
+def recipe(out: Path, **changes: Any) -> None:
+    content = json.loads((out / "recipe.json").read_text())
+    for name, value in changes.items():
+        content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    (out / "recipe.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def linked(path: Path) -> None:
+    target = path.with_name("elsewhere")
+    path.rename(target)
+    path.symlink_to(target.rename(path.parents[2] / "elsewhere"))
+
+
+def piped(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def repeat(rows: Rows) -> None:
+    rows[:] = [rows[0]] * 100
+
+
+def beside(rows: Rows) -> None:
+    for row in rows:
+        column = "image" if "image" in row else "fg_bg"
+        row[column] = {**row[column], "path": "x.png"}
+
+
+def exchange(rows: Rows) -> None:
+    for one, other in itertools.pairwise(rows):
+        one["depth"], other["depth"] = other["depth"], one["depth"]
+
+
+def blank(rows: Rows) -> None:
+    for row in rows:
+        row["depth_colour"] = {"bytes": b"no picture", "path": None}
+
+
+def stain(rows: Rows) -> None:
+    for row in rows:
+        row["depth_colour"] = row["fg_bg"]
+
+
+# What is planted, where it is to be found, and whether all that is stated is forged to fit it.
+PLANTINGS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
+    ".huggingface.yaml": (
+        lambda out: (out / ".huggingface.yaml").write_text("configs: []\n"),
+        ".huggingface.yaml", False,
+    ),
+    "module": (lambda out: (out / "blobs.py").write_text(""), "blobs.py", False),
+    "infos": (lambda out: (out / "dataset_infos.json").write_text("{}"), "dataset_infos", False),
+    "stray on top": (lambda out: shutil.copy(out / TRAIN, out / "a.parquet"), "a.parquet", False),
+    "stray shard": (
+        lambda out: shutil.copy(out / TRAIN, out / "data/train-x.parquet"), "data/train-x", False
+    ),
+    "stray source": (
+        lambda out: shutil.copy(out / TRAIN, out / "foregrounds/a.parquet"), "foregrounds/a", False
+    ),
+    "stray preview": (lambda out: (out / "preview/a.txt").write_text("a"), "preview/a.txt", False),
+    "data_dir": (
+        lambda out: card(out, "- config_name: default\n  data_files:",
+                         "- config_name: default\n  data_dir: evil\n  data_files:"),
+        "README.md configs[default].data_dir", False,
+    ),
+    "columns": (
+        lambda out: card(out, "  default: true", "  default: true\n  columns: [mask]"),
+        "README.md configs[default].columns", False,
+    ),
+    "filters": (
+        lambda out: card(out, "  default: true",
+                         "  default: true\n  filters: [[flipped, ==, true]]"),
+        "README.md configs[default].filters", False,
+    ),
+    "other files": (
+        lambda out: card(out, "path: data/train-*", "path: evil/train-*"), "README.md", False
+    ),
+    "preview elsewhere": (
+        lambda out: card(out, "data_files: preview/train-", "data_files: backgrounds/train-"),
+        "README.md configs[preview].data_files", False,
+    ),
+    "twice": (
+        lambda out: card(out, "configs:\n",
+                         "configs:\n- config_name: preview\n  data_files: a.csv\n"),
+        "README.md configs[preview]", False,
+    ),
+    "other default": (
+        lambda out: card(out, "configs:\n",
+                         "configs:\n- config_name: a\n  data_files: a.csv\n  default: true\n"),
+        "README.md configs['a']", False,
+    ),
+    "a feature more": (
+        lambda out: card(out, "  - name: coverage\n", "  - name: evil\n    dtype: bool\n"
+                              "  - name: coverage\n"),
+        "README.md dataset_info[default].features", False,
+    ),
+    "page": (lambda out: (out / PAGE).write_text("<script>evil()</script>"), PAGE, False),
+    "no page": (lambda out: (out / PAGE).unlink(), PAGE, False),
+    "page elsewhere": (lambda out: linked(out / PAGE), PAGE, False),
+    "sheet": (lambda out: (out / SHEET).write_bytes(b"\x89PNG"), SHEET, False),
+    "no sheet": (lambda out: (out / SHEET).unlink(), SHEET, False),
+    "sheet elsewhere": (lambda out: linked(out / SHEET), SHEET, False),
+    "preview of nothing": (lambda out: change(out / TABLE_FILE, list.clear), TABLE_FILE, True),
+    "preview of one": (lambda out: change(out / TABLE_FILE, repeat), TABLE_FILE, True),
+    "preview of other depth": (lambda out: change(out / TABLE_FILE, exchange), TABLE_FILE, True),
+    "no depth_colour": (lambda out: change(out / TABLE_FILE, blank), TABLE_FILE, True),
+    "other depth_colour": (lambda out: change(out / TABLE_FILE, stain), TABLE_FILE, True),
+    "path in a record": (lambda out: change(out / TRAIN, beside), TRAIN, True),
+    "path in a source": (
+        lambda out: change(out / f"backgrounds/{SOURCES}", beside), "backgrounds/scene", True
+    ),
+    "path in the preview": (lambda out: change(out / TABLE_FILE, beside), TABLE_FILE, True),
+    "same values, other bytes": (
+        lambda out: pq.write_table(pq.read_table(out / TABLE_FILE), out / TABLE_FILE,
+                                   compression="none"),
+        TABLE_FILE, False,
+    ),
+    "sources, other bytes": (
+        lambda out: pq.write_table(pq.read_table(out / f"foregrounds/{SOURCES}"),
+                                   out / f"foregrounds/{SOURCES}", compression="none"),
+        f"foregrounds/{SOURCES}", False,
+    ),
+    "features of a shard": (
+        lambda out: restamp(out / TRAIN, "huggingface",
+                            lambda c: c["info"]["features"]["mask"].pop("mode")),
+        TRAIN, True,
+    ),
+    "more in a shard's features": (
+        lambda out: restamp(out / TRAIN, "huggingface", lambda c: c.update(evil=1)), TRAIN, True
+    ),
+    "features of the preview": (
+        lambda out: restamp(out / TABLE_FILE, "huggingface",
+                            lambda c: c["info"]["features"]["mask"].pop("mode")),
+        TABLE_FILE, True,
+    ),
+    "recipe of a shard": (
+        lambda out: restamp(out / TRAIN, "fgbg", lambda c: c["recipe"].update(placements=4)),
+        TRAIN, True,
+    ),
+    "depth of a shard": (
+        lambda out: restamp(out / TRAIN, "fgbg", lambda c: c["depth"].update(far=999)), TRAIN, True
+    ),
+    "dataset_info": (
+        lambda out: (out / "dataset_info.json").write_text("?"), "dataset_info.json", False
+    ),
+    "records": (lambda out: recipe(out, records=1), "recipe.json", False),
+    "depth model": (lambda out: recipe(out, depth={"model": "x/y"}), "recipe.json", False),
+    "unstated": (
+        lambda out: (out / STATED).write_text(
+            json.dumps({**json.loads((out / STATED).read_text()), "files": {}})
+        ),
+        "recipe.json", False,
+    ),
+    "figures of another version": (
+        lambda out: (card(out, f"By fgbg-dataset {__version__}", "By fgbg-dataset 9.9"),
+                     card(out, "| mask | 120 |", "| mask | 121 |")),
+        "README.md line ", False,
+    ),
+    "pipe for a shard": (lambda out: piped(out / TRAIN), TRAIN, False),
+    "pipe for a source": (lambda out: piped(out / f"foregrounds/{SOURCES}"), "foregrounds/", False),
+    "pipe for the preview": (lambda out: piped(out / TABLE_FILE), TABLE_FILE, False),
+    "pipe for dataset_info": (lambda out: piped(out / "dataset_info.json"), "dataset_info", False),
+    "pipe beside": (lambda out: piped(out / "assets/a"), "assets/a", False),
+    "endless shard": (lambda out: endless(out / TRAIN), TRAIN, False),
+    "linked statistics": (lambda out: linked(out / STATED), STATED, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANTINGS)
+def test_what_is_planted_is_found_and_named(out, name):
+    plant, where, is_forged = PLANTINGS[name]
+    plant(out)
+    if is_forged:
+        forge(out)
+    problems = verify(out, sample=30).problems
+    assert [problem for problem in problems if problem.where.startswith(where)], problems
+
+
+def test_what_systems_leave_is_ignored_and_what_is_a_persons_own_is_named(out):
+    for name in (".DS_Store", "data/._x", "Thumbs.db", "preview/desktop.ini"):
+        (out / name).write_bytes(b"x")
+    for name in ("@eaDir", "#recycle", "foregrounds/__MACOSX"):
+        (out / name).mkdir()
+        (out / name / "train-00000-of-00001.parquet").write_bytes(b"x")
+    (out / "README.md").with_name(".README.md.0123456789abcdef.tmp").write_text("x")
+    (out / ".git").mkdir()
+    (out / ".gitattributes").write_text("x")
+    (out / "extra").mkdir()
+    shutil.copy(out / f"foregrounds/{SOURCES}", out / "extra" / "a.parquet")
+    card(out, "configs:\n", "configs:\n- config_name: extra\n  data_files: extra/a.parquet\n")
+    report = verify(out, sample=1)
+    assert report.problems == ()
+    left, own = report.notes[:2]
+    assert left.startswith("Left by a system, and ignored: ")
+    assert left.endswith(" and 3 more.")
+    assert own == "Not of the set: not checked, and not sent by a push: extra/a.parquet."
 
 
 # ---- on the Hub

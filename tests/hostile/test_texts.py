@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
@@ -35,6 +34,7 @@ from builder.release.card import write_card
 from builder.release.preview import write_preview
 from builder.sources.prepare import prepare
 from builder.sources.stored import read_sources
+from builder.tables import write_table
 from fgbg_dataset import FgbgDataset
 from tests.hostile.running import assert_sentence, table_rows
 from tests.pictures import as_jpeg_of, blob, scene
@@ -347,7 +347,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     table = pq.read_table(path)
     rows = table.to_pylist()
     change(rows[0])
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    write_table(path, "parquet", table.schema, rows)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_a_prepared_source_of_another_size_is_refused(copied: Path) -> None:
         row["image"]["bytes"] = bytes(png)
 
     rewrite(path, enlarge)
-    with pytest.raises(NotABuildError, match="the picture of f00 has another size than its entry"):
+    with pytest.raises(NotABuildError, match="a picture of f00 of another size than its entry"):
         read_sources(path)
 
 

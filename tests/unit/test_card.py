@@ -35,7 +35,7 @@ def fresh(out: Path) -> str:
 
 def test_an_untouched_card_is_written_again_as_it_is(out: Path, fresh: str) -> None:
     assert card_text(out) == fresh
-    assert card_text(out, old="", title="blobs") == fresh
+    assert card_text(out, old="") == fresh
     assert [m[1] for m in re.finditer(r"<!-- fgbg:(\w+) begin", fresh)] == list(BLOCKS)
     assert re.findall(r"<!-- fgbg:(\w+) end -->", fresh) == list(BLOCKS)
 
@@ -94,10 +94,10 @@ def test_keys_and_configs_of_others_stay(out: Path, fresh: str) -> None:
     assert (new["license"], new["language"], new["pretty_name"]) == ("mit", ["la"], "Blöbs")
     assert new["size_categories"] == ["n<1K"]
     names = [config["config_name"] for config in new["configs"]]
-    assert names == ["default", "foregrounds", "backgrounds", "preview", "extra"]
-    assert [config.get("default") for config in new["configs"]] == [True, None, None, None, None]
+    assert names == ["default", "foregrounds", "backgrounds", "preview", "extra", "old"]
+    assert [config.get("default") for config in new["configs"]] == [True, *[None] * 5]
     assert sorted(info["config_name"] for info in new["dataset_info"]) == [
-        "backgrounds", "default", "extra", "foregrounds",
+        "backgrounds", "default", "extra", "foregrounds", "old", "preview",
     ]  # fmt: skip
 
 
