@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,18 +58,10 @@ def test_a_set_of_version_0_1_0_is_built_again_as_it_was(
     recipe = tmp_path / "old.json"
     fgbg("build", *folders, tmp_path / "new", *SMALL)
     made = pinned_of(tmp_path / "new")
-    content = json.loads(made.to_json())
-    for entry in content["foregrounds"] + content["backgrounds"]:
-        del entry["intake"]
-    old = PinnedRecipe(
-        recipe=made.recipe,
-        foregrounds=made.foregrounds,
-        backgrounds=tuple(
-            type(entry)(**{**vars(entry), "intake": 1}) for entry in made.backgrounds
-        ),
-    )
+    old = replace(made, backgrounds=tuple(replace(e, intake=1) for e in made.backgrounds))
     assert old.fingerprint != made.fingerprint
-    recipe.write_text(json.dumps({**content, "fingerprint": old.fingerprint}))
+    assert "intake" not in old.to_json()
+    recipe.write_text(old.to_json())
     fgbg("build", *folders, tmp_path / "again", "--recipe", recipe)
     assert pinned_of(tmp_path / "again").fingerprint == old.fingerprint
     _, wide = read_sources(tmp_path / "again" / "backgrounds" / "train-00000-of-00001.parquet")
