@@ -400,7 +400,7 @@ def _fetch(where: StorePath, folder: Path, record: Path) -> None:
 
 
 def _check(where: StorePath, name: str, size_bytes: int) -> None:
-    """Refuse what would be written outside of the folder, or is no image."""
+    """Refuse what would be written outside of the folder, or is not a picture."""
     parts = name.split("/")
     if not {"", ".", ".."}.isdisjoint(parts) or re.search(r"[\\\0]", name) or Path(name).drive:
         raise FgbgError(f"{where}: an object is called {printable(name)!r}; rename it.")

@@ -107,7 +107,7 @@ def _pixels(
     try:
         rgb, moved = _in_srgb(own, profile)
     except colour.UnusableProfileError as error:
-        notes = (f"{error}, left out of account",)
+        notes = (f"{error}, ignored",)
         rgb, moved = _in_srgb(own, None)
     if own.mode == "CMYK" and not moved:
         notes = (*notes, "CMYK without a colour profile, so the colours are approximate")

@@ -1,4 +1,4 @@
-"""What the licenses of sources allow, as far as their names tell: a small table, not legal advice.
+"""What the licenses of sources allow, as far as their names say: a small table, not legal advice.
 
 A set hands out its sources, resized, and composites made of them, so both are derived works.
 Names may be identifiers of the Hub (`cc-by-sa-4.0`), of SPDX (`CC-BY-SA-4.0`), as people write
@@ -58,7 +58,7 @@ _TABLE = {
 
 
 def terms(name: str) -> Terms | None:
-    """Return what a license of this name asks for; None when the name tells nothing."""
+    """Return what a license of this name asks for; None when the name says nothing."""
     words = re.sub(r"[^a-z0-9]+", "-", name.lower().replace("©", "copyright")).strip("-")
     words = re.sub(r"^(the|licen[cs]e)-", "", words)
     if found := re.search(r"creativecommons-org-(licenses|publicdomain)-(.*)", words):

@@ -107,7 +107,7 @@ def prepare(
     """
     found = scan(folder, apart=apart, wanted={entry.file for entry in like})
     for reason, names in _grouped(found.left_out).items():
-        _log.info("%s: left out, %s: %s", _label(folder), reason, _listed(names))
+        _log.info("%s: ignored (%s): %s", _label(folder), reason, _listed(names))
     credits = read_credits(folder, found.credits, {file.file for file in found.files})
     before = {entry.sha256 for entry in like if entry.intake == 1}
     by_key = {name_key(name): source for name, source in (known or {}).items()}

@@ -214,7 +214,7 @@ def from_16_bits(
 
 
 def why_unidentified(file: BinaryIO) -> str:
-    """Say why Pillow cannot open a file: what kind of JPEG or TIFF it is, where it is one."""
+    """Say why Pillow cannot open a file: which kind of JPEG or TIFF it is, if any."""
     file.seek(0)
     head = file.read(16)
     reason = "is not a JPEG, PNG, WebP, TIFF or BMP image"

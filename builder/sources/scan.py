@@ -58,9 +58,10 @@ def name_key(name: str) -> str:
 def scan(folder: Path, *, apart: Collection[Path] = (), wanted: Collection[str] = ()) -> Scan:
     """List and hash the files of a source folder and its subfolders.
 
-    Left out are hidden files, credits files, what systems leave in folders, finished sets and the
-    folders of `apart`; links to folders are not followed. Files are told apart by content only.
-    The sha256 of what is not to be read, or cannot be, is empty.
+    Hidden files, credits files, what systems leave in folders, finished sets and the folders of
+    `apart` are left out, and links to folders are not followed. Whether a file is a picture is
+    seen from its content, not from its name. The sha256 of what is not to be read, or cannot be,
+    is empty.
 
     Args:
         apart: folders that are for something else, should they lie in this one.
@@ -141,7 +142,7 @@ class _Walk:
         if any(name.startswith(start) for name in self._wanted):
             return True
         if is_system_file(path.name):
-            return self._leave_out(path, "left by a system")
+            return self._leave_out(path, "system files")
         if path.name.startswith("."):
             return False
         if path.is_symlink():
@@ -159,7 +160,7 @@ class _Walk:
         if self._key(path) in self._wanted:
             return True
         if is_system_file(path.name):
-            return self._leave_out(path, "left by a system")
+            return self._leave_out(path, "system files")
         return not path.name.startswith(".")
 
 

@@ -108,11 +108,11 @@ def test_folders_that_overlap_are_refused_or_left_out(
     foregrounds, backgrounds = folders
     inside = shutil.copytree(foregrounds, backgrounds / "cut")
     told = fgbg("build", inside, backgrounds, tmp_path / "out", *SMALL).stderr
-    assert "bg: left out, the other source folder: cut" in told
+    assert "bg: ignored (the other source folder): cut" in told
     assert len(pinned_of(tmp_path / "out").backgrounds) == 2
     shutil.copytree(tmp_path / "out", backgrounds / "set")
     told = fgbg("build", inside, backgrounds, tmp_path / "out2", *SMALL).stderr
-    assert "bg: left out, a finished set: set" in told
+    assert "bg: ignored (a finished set): set" in told
     for paths in ((foregrounds, backgrounds, backgrounds / "new"), (backgrounds, backgrounds, "x")):
         refused = fgbg("build", *paths, *SMALL, code=2)
         assert "Error: " in refused.stderr

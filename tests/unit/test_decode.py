@@ -229,7 +229,7 @@ def test_cielab_is_converted(tmp_path: Path) -> None:
 )
 def test_a_profile_that_cannot_be_used_is_told(tmp_path: Path, profile: bytes, why: str) -> None:
     result = decoded(tmp_path, encoded(Image.fromarray(COLOURS), "TIFF", icc_profile=profile))
-    assert result.notes == (f"{why}, left out of account",)
+    assert result.notes == (f"{why}, ignored",)
     assert np.array_equal(result.image, COLOURS)
     assert result.image.info == {}
 

@@ -55,7 +55,7 @@ def test_what_systems_leave_is_no_source_and_listed_once(
     assert [entry.file for entry in entries(prepared)] == ["a.png", "sub/b.png"]
     assert prepared.skipped == ()
     (line,) = caplog.messages
-    assert line.startswith("bg: left out, left by a system: ")
+    assert line.startswith("bg: ignored (system files): ")
     assert line.endswith(" and 3 more")
     assert {name for name, _ in scan(folder).left_out} == {
         ".DS_Store", "._a.png", "Thumbs.db", "sub/desktop.ini", "@eaDir", "#recycle", "__MACOSX",
@@ -260,5 +260,5 @@ def test_profiles_that_cannot_be_used_are_named_once(
         scene(number, 24, 24).save(folder / f"{number}.png", icc_profile=b"none")
     backgrounds(folder)
     (line,) = caplog.messages
-    assert line.startswith("bg: damaged colour profile, left out of account: 0.png, 1.png, 2.png")
+    assert line.startswith("bg: damaged colour profile, ignored: 0.png, 1.png, 2.png")
     assert line.endswith("4.png and 2 more")
