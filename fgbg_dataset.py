@@ -29,10 +29,7 @@ import datasets
 from builder.batches import RecordReader
 from builder.build import (
     FINISH,
-    POLL_SECONDS,
     BuildOptions,
-    Engine,
-    EngineName,
     FinishedSplit,
     Ledger,
     Project,
@@ -40,8 +37,6 @@ from builder.build import (
     already_built,
     begun_project,
     build_shards,
-    map_shards,
-    map_shards_on_ray,
     write_metadata,
 )
 from builder.errors import (
@@ -128,13 +123,9 @@ _DESCRIPTION = (
 _HOMEPAGE = "https://pypi.org/project/fgbg-dataset/"
 _TRANSFERS = 8  # files of a set that are put in their places at once
 _MAX_INFO_BYTES = 2**26
+_POLL_S = 0.2
 # A cache that `datasets` takes for one on a store, and so does not try to make.
 _NOWHERE = "memory://fgbg-without-a-cache"
-
-_ENGINES: dict[EngineName, Engine] = {
-    "local": map_shards,
-    "ray": map_shards_on_ray,
-}
 
 
 @dataclass
@@ -372,8 +363,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             file_format: `parquet` is what gets published, `arrow` what `as_dataset` maps fastest.
             num_proc: worker processes; by default one a core, or one for a GPU; on Ray as many
                 as the cluster has room for.
-            options: how it runs (device, batch size, progress); changes no record. With a
-                `shard_range` the set is complete on return only where this build was the last.
+            options: how it runs (device, batch size, progress); changes no record.
 
         Raises:
             TypeError: further arguments of `DatasetBuilder.download_and_prepare`, none of which
@@ -438,34 +428,22 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         workers: int | None,
         make: bool,
     ) -> None:
-        """Make this build's shards; put the set together once all shards are there."""
+        """Make shards until all are there, then put the set together, if no other build does."""
         pinned = self.project.pinned
         ledger = Ledger(work, pinned, file_format)
-        with work.entered(pinned.fingerprint, options.claim_expiry_s) as presence:
-            work.begin(self.project, presence, options.resume)
+        with work.entered(pinned.fingerprint, options.claim_expiry_s) as leases:
+            work.begin(self.project, leases)
             while not already_built(work.out, pinned, file_format):
                 if make:
-                    build_shards(
-                        self.project,
-                        work,
-                        presence,
-                        ledger,
-                        workers,
-                        options,
-                        _ENGINES[options.engine],
-                    )
-                    if ledger.n_committed() < ledger.plan.n_shards:
-                        return  # of a range, and not the last
-                if not presence.take(FINISH):
-                    time.sleep(POLL_SECONDS)  # another is putting it together
+                    build_shards(self.project, work, leases, ledger, workers, options)
+                if not leases.take(FINISH):
+                    time.sleep(_POLL_S)  # another is putting it together
                     continue
                 if missing := ledger.missing(range(ledger.plan.n_shards)):
                     if not make:
                         names = [ledger.name(number) for number in missing]
-                        raise UnfinishedError(work.out, names, work.command(pinned.fingerprint))
-                    presence.release(FINISH)
-                    if options.shard_range:
-                        return  # another's shard is damaged, and so not finished
+                        raise UnfinishedError(work.out, names, work.command())
+                    leases.give_back(FINISH)
                     continue
                 with work.new_folder() as built:
                     super().download_and_prepare(

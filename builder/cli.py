@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,6 @@ from builder.console import (
     command_line,
     duration,
     python_text,
-    quoted,
     say,
     show,
     silent,
@@ -219,7 +217,6 @@ def _build_options(ctx: click.Context, values: dict[str, Any]) -> Any:
         progress=not values["quiet"],
         license=values["license_"],
         resume=command_line(["fgbg", *sys.argv[1:]]),
-        shard_range=_shard_range(values.get("shard_range"), silent if values["quiet"] else say),
     )
 
 
@@ -277,7 +274,6 @@ def _of_the_whole(plan: Any) -> Iterator[str]:
 @_run_options
 @_engine_options
 @_output_options
-@cloup.option("--shard-range", metavar="I/N", hidden=True, help="make part I of N of the shards")
 @cloup.option("--extend", "extend_", is_flag=True, hidden=True, help="see fgbg extend")
 @cloup.option("--finish", "finish_", is_flag=True, hidden=True, help="see fgbg finish")
 @click.pass_context
@@ -404,18 +400,6 @@ def _warn_of_store(out: Place, report: Say) -> None:
         )
 
 
-def _shard_range(text: str | None, report: Say) -> Any:
-    """Return the part of the shards to make: as asked, else of this task of a SLURM array."""
-    from builder.build import ShardRange
-
-    if text is not None:
-        return ShardRange.parse(text)
-    part = ShardRange.of_slurm_array(os.environ)
-    if part is not None:
-        report(f"Task of a SLURM array: makes part {part} of the shards (--shard-range {part}).")
-    return part
-
-
 def _dataset(
     foregrounds: Place,
     backgrounds: Place,
@@ -479,17 +463,11 @@ def _report_build(out: Place, dataset: Any, began: float, values: dict[str, Any]
         "duplicates": [list(group) for group in project.duplicates],
         "seconds": round(time.perf_counter() - began, 3),
     }
-    if state["finished"]:
-        lines = _result_lines(out, result)
-        if project.pinned.depth:
-            splits = read_statistics(out, dataset.plan)
-            unknown = unknown_depth({name: s.statistics for name, s in splits.items()})
-            lines += [unknown] if unknown else []
-    else:
-        shards = state["splits"].values()
-        done, all_ = sum(s["shards_done"] for s in shards), sum(s["shards"] for s in shards)
-        lines = [f"This part is done; {done} of all {all_} shards are. The last build to end puts"]
-        lines[0] += f" {out} together; otherwise run: fgbg finish {quoted(out)}"
+    lines = _result_lines(out, result)
+    if project.pinned.depth:
+        splits = read_statistics(out, dataset.plan)
+        unknown = unknown_depth({name: s.statistics for name, s in splits.items()})
+        lines += [unknown] if unknown else []
     if values["as_json"] or not values["quiet"]:
         show(result, lines, values["as_json"])
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from builder.build.engine import BuildOptions, default_workers, load_estimator
+from builder.build.local import default_workers
 from builder.build.machine import peak_bytes
+from builder.build.options import BuildOptions
 from builder.build.project import Project
 from builder.build.shards import write_shard
+from builder.build.worker import load_estimator
 from builder.record import TRAIN, Plan, Renderer, Statistics
 from builder.sources import SourceBank
 

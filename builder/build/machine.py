@@ -1,4 +1,4 @@
-"""What this process may use of its machine, and its share of a set that several build."""
+"""What this process may use of its machine: cores, memory, GPUs."""
 
 from __future__ import annotations
 
@@ -6,71 +6,9 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from builder.errors import FgbgError
-
 _CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-
-
-@dataclass(frozen=True)
-class ShardRange:
-    """Part `part` of `parts` equal parts of all shards, counted from 1."""
-
-    part: int
-    parts: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.part <= self.parts:
-            raise FgbgError(
-                f"shard range {self.part}/{self.parts} is none of 1/{max(self.parts, 1)} .. "
-                f"{max(self.parts, 1)}/{max(self.parts, 1)}."
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> ShardRange:
-        """Read `i/n`.
-
-        Raises:
-            FgbgError: it is something else.
-        """
-        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-        if not match:
-            raise FgbgError(f"shard range {text!r} is not i/n, such as 1/8 .. 8/8.")
-        return cls(int(match[1]), int(match[2]))
-
-    @classmethod
-    def of_slurm_array(cls, environment: Mapping[str, str]) -> ShardRange | None:
-        """Return the part of a task of a SLURM array job; None outside of one.
-
-        Raises:
-            FgbgError: the array's task ids are not evenly spaced, so their order is not known.
-        """
-        if "SLURM_ARRAY_TASK_ID" not in environment:
-            return None
-        names = ("ID", "COUNT", "MIN", "STEP")
-        given = [environment.get(f"SLURM_ARRAY_TASK_{name}", "") for name in names]
-        defaults = (0, 1, 0, 1)
-        task, parts, first, step = (
-            int(text) if text.isdecimal() else default
-            for text, default in zip(given, defaults, strict=True)
-        )
-        part, rest = divmod(task - first, step or 1)
-        if rest or not 0 <= part < parts:
-            raise FgbgError(
-                f"task {task} of this SLURM array is not one of {parts} ids that follow each other "
-                f"from {first}; say its part with --shard-range i/n."
-            )
-        return cls(part + 1, parts)
-
-    def shards(self, n_shards: int) -> range:
-        """Return the numbers of this part's shards; the parts differ by one shard at most."""
-        return range((self.part - 1) * n_shards // self.parts, self.part * n_shards // self.parts)
-
-    def __str__(self) -> str:
-        return f"{self.part}/{self.parts}"
 
 
 def n_cores() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from builder.build.engine import BuildOptions
+from builder.build.options import BuildOptions
 from builder.build.work import WorkFolder
 from fgbg_dataset import FgbgDataset, OutputError
 from tests.e2e.running import COMMAND, OPTIONS, await_end, commits, files_of, start, wait_until

@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "one process": ((),),
     "two workers": (("--workers", "2"),),
     "two builds": ((), ()),
-    "parts": (("--shard-range", "1/2"), ("--shard-range", "2/2")),
+    "two builds of two workers": (("--workers", "2"), ("--workers", "2")),
 }
 WORDS = {signal.SIGTERM: ("terminated", 143), signal.SIGINT: ("interrupted", 130)}
 
@@ -110,7 +110,7 @@ def kill_and_compare(
     return counts
 
 
-@pytest.mark.parametrize("kind", ["two builds", "parts"])
+@pytest.mark.parametrize("kind", ["two builds", "two builds of two workers"])
 def test_a_signal_of_each_sort_changes_no_byte(sources, tmp_path, kind):
     """Two each; one process and two workers are in test_resume.py."""
     wanted = {signal.SIGKILL: 1, signal.SIGTERM: 1, signal.SIGINT: 1}
@@ -120,18 +120,17 @@ def test_a_signal_of_each_sort_changes_no_byte(sources, tmp_path, kind):
 
 # Sends a build a signal between the start of a worker process and what tells it its work.
 AMID_A_START = """
-import multiprocessing.util as util, os, sys, time
+import os, subprocess, sys, time
 from builder.cli import main
 number, *arguments = sys.argv[1:]
-spawn = util.spawnv_passfds
-def spawn_and_signal(path, args, fds):
-    pid = spawn(path, args, fds)
-    if b"--multiprocessing-fork" in map(os.fsencode, args):
-        os.kill(os.getpid(), int(number))
-        for _ in range(100):  # Python looks for signals between its steps
-            time.sleep(0)
+fork = subprocess._fork_exec
+def fork_and_signal(*given):
+    pid = fork(*given)
+    os.kill(os.getpid(), int(number))
+    for _ in range(100):  # Python looks for signals between its steps
+        time.sleep(0)
     return pid
-util.spawnv_passfds = spawn_and_signal
+subprocess._fork_exec = fork_and_signal
 main(arguments)
 """
 

@@ -24,7 +24,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from builder.build.engine import BuildOptions
+from builder.build.options import BuildOptions
 from builder.release.preview import DepthScale
 from builder.release.publish import publish
 from builder.release.verify import verify

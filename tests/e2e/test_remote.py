@@ -13,12 +13,22 @@ from click.testing import CliRunner, Result
 
 from builder.cli import main
 from builder.remote import place
-from fgbg_dataset import FgbgError, RecordReader
+from fgbg_dataset import FgbgDataset, FgbgError, RecordReader
+from tests.begun import begin
 from tests.e2e.running import OPTIONS, files_of, start, wait_until
 from tests.e2e.s3 import BUCKET, KEY, SECRET, serve
 from tests.limits import HANG_S
 
 SMALL = (*OPTIONS, "--shard-records", "6", "--depth-model", "none")  # 20 shards
+RECIPE = {
+    "placements": 3,
+    "size": 64,
+    "foreground_size": 32,
+    "holdout": 0.3,
+    "depth_input": 64,
+    "shard_records": 6,
+    "depth_model": "none",
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +136,7 @@ def test_a_kill_and_harm_are_mended_and_no_other_shard_is_made_again(sources, un
     content = {name: store.cat_file(name) for name in (cut, flipped)}
     store.pipe_file(cut, content[cut][:-100])
     store.pipe_file(flipped, content[flipped][:-1] + bytes([content[flipped][-1] ^ 1]))
-    fgbg("build", *sources, OUT, *SMALL, "--shard-range", "1/2")
+    begin(FgbgDataset(*sources, **RECIPE), place(OUT), 20)
     assert {name: store.cat_file(name) for name in (cut, flipped)} == content
     after = {name: store.info(name)["LastModified"] for name in before}
     made_again = {name for name in before if after[name] != before[name]["LastModified"]}
@@ -135,16 +145,23 @@ def test_a_kill_and_harm_are_mended_and_no_other_shard_is_made_again(sources, un
     assert stored(store) == files_of(undisturbed)
 
 
-def test_two_parts_at_once_and_the_end_of_a_finish_that_was_killed(sources, undisturbed, store):
-    parts = [start("build", *sources, OUT, *SMALL, "--shard-range", f"{i}/3") for i in (1, 2)]
-    for process in parts:
+def test_two_builds_at_once_make_one_set(sources, undisturbed, store):
+    for process in [start("build", *sources, OUT, *SMALL) for _ in range(2)]:
         stdout, stderr = process.communicate(timeout=HANG_S)
         assert process.returncode == 0, stderr
-        assert "This part is done" in stdout
-    made = len(commits(store))
-    refused = fgbg("build", "--finish", OUT, code=1)
-    assert f"{OUT} cannot be finished: {20 - made} shards are missing" in refused.stderr
-    last = start("build", *sources, OUT, *SMALL, "--shard-range", "3/3")
+        assert "120 records" in stdout
+    assert stored(store) == files_of(undisturbed)
+    assert store.ls(f"{BUCKET}/a", detail=False) == [f"{BUCKET}/a/mine"]
+
+
+def test_the_end_of_a_finish_that_was_killed(sources, undisturbed, store):
+    dataset = FgbgDataset(*sources, **RECIPE)
+    begin(dataset, place(OUT), 15)
+    refused = fgbg("finish", OUT, code=1)
+    assert f"{OUT} cannot be finished: 5 shards are missing" in refused.stderr
+    assert "repeat the command that began the build" in refused.stderr
+    begin(dataset, place(OUT), 5)
+    last = start("build", *sources, OUT, *SMALL)
     assert wait_until(last, lambda: store.exists(f"{BUCKET}/a/mine")), last.communicate()
     last.kill()
     last.communicate()

@@ -128,7 +128,7 @@ def test_a_worker_that_is_killed_is_replaced(sources, tiny_model, tmp_path):
     workers = [
         pid
         for pid in processes_of(process.pid)
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"builder.build.local" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(workers[0], signal.SIGKILL)
     _, stderr = process.communicate(timeout=HANG_S)

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 
+from builder.build.finish import build_status
 from builder.build.shards import is_done, sealed, stored_name
-from builder.build.work import WorkFolder, build_status
+from builder.build.work import WorkFolder
 from builder.errors import (
     BadSourcesError,
     NewerVersionError,

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builder.build.engine import BuildOptions
+from builder.build.options import BuildOptions
 from builder.errors import CardError
 from builder.release.card import card_keys, card_text, records_config, write_card
 from fgbg_dataset import FgbgDataset

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 
-from builder.build.engine import BuildOptions
+from builder.build.options import BuildOptions
 from fgbg_dataset import (
     BadSourcesError,
     FgbgDataset,

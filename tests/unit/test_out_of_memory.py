@@ -20,7 +20,7 @@ import torch
 import transformers as hf
 from transformers.modeling_outputs import DepthEstimatorOutput
 
-from builder.build.engine import BuildOptions
+from builder.build.options import BuildOptions
 from builder.depth import DepthEstimator, locate_model
 from builder.recipe import Recipe
 from fgbg_dataset import DepthModelError, FgbgDataset, FgbgError

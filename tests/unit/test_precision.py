@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import builder.depth.choice
 import builder.depth.precision
-from builder.build.engine import BuildOptions
+from builder.build.options import BuildOptions
 from builder.build.work import WorkFolder
 from builder.depth import DepthEstimator, locate_model, precision_shifts
 from builder.depth.backends import OpenVinoBackend, TorchBackend, openvino_has_bfloat16
@@ -258,8 +258,8 @@ def test_auto_stays_what_it_was_when_a_build_is_resumed_elsewhere(
     out = tmp_path / "out"
     begun = dataset(sources, tiny_model, precision="mixed").prepare(out)
     work = WorkFolder(out)
-    with work.entered(begun.pinned.fingerprint, 60) as presence:
-        work.begin(begun, presence, "")
+    with work.entered(begun.pinned.fingerprint, 60) as leases:
+        work.begin(begun, leases)
     monkeypatch.setattr("builder.depth.backends.has_fast_bfloat16", lambda device: False)
     resumed = dataset(sources, tiny_model, precision="auto").prepare(out)
     assert resumed.pinned.fingerprint == begun.pinned.fingerprint

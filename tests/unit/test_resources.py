@@ -1,19 +1,13 @@
-"""machine: parts of a set, cores, memory, GPUs."""
+"""machine: cores, memory, GPUs."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from builder.build.machine import (
-    ShardRange,
     available_bytes,
     cpu_quota,
     gpu_of_worker,
@@ -22,55 +16,6 @@ from builder.build.machine import (
     peak_bytes,
     workers_that_fit,
 )
-from builder.errors import FgbgError
-
-
-@given(st.integers(0, 10**7), st.integers(1, 1000))
-def test_parts_cover_all_shards_once_and_evenly(n_shards: int, parts: int) -> None:
-    ranges = [ShardRange(part, parts).shards(n_shards) for part in range(1, parts + 1)]
-    assert ranges[0].start == 0
-    assert ranges[-1].stop == n_shards
-    assert all(one.stop == other.start for one, other in pairwise(ranges))
-    lengths = {len(r) for r in ranges}
-    assert max(lengths) - min(lengths) <= 1
-
-
-def test_a_range_is_read_and_written() -> None:
-    assert ShardRange.parse("3/8") == ShardRange(3, 8)
-    assert str(ShardRange(3, 8)) == "3/8"
-
-
-@pytest.mark.parametrize("text", ["", "3", "3/", "/8", "a/b", "-1/8", "3/8/1", "3 / 8", "٣/8"])
-def test_what_is_no_range_is_refused(text: str) -> None:
-    with pytest.raises(FgbgError, match=r"is not i/n, such as 1/8 \.\. 8/8\.$"):
-        ShardRange.parse(text)
-
-
-@pytest.mark.parametrize("text", ["0/8", "9/8", "1/0", "0/0"])
-def test_a_part_that_does_not_exist_is_refused(text: str) -> None:
-    with pytest.raises(FgbgError, match=rf"^shard range {text} is none of 1/"):
-        ShardRange.parse(text)
-
-
-def slurm(task: int, count: int, first: int, step: int | None = None) -> dict[str, str]:
-    found = {"ID": task, "COUNT": count, "MIN": first, "STEP": step}
-    return {f"SLURM_ARRAY_TASK_{k}": str(v) for k, v in found.items() if v is not None}
-
-
-def test_the_tasks_of_a_slurm_array_are_parts_in_order() -> None:
-    assert ShardRange.of_slurm_array({"SLURM_JOB_ID": "7"}) is None
-    assert ShardRange.of_slurm_array({"SLURM_ARRAY_TASK_ID": "0"}) == ShardRange(1, 1)
-    for first, step in ((0, 1), (1, 1), (5, 1), (0, 4), (3, 7)):
-        parts = [
-            ShardRange.of_slurm_array(slurm(first + i * step, 3, first, step)) for i in range(3)
-        ]
-        assert parts == [ShardRange(1, 3), ShardRange(2, 3), ShardRange(3, 3)]
-
-
-@pytest.mark.parametrize("found", [slurm(7, 2, 3), slurm(6, 2, 1, 4), slurm(0, 2, 1)])
-def test_an_array_of_picked_tasks_is_refused(found: dict[str, str]) -> None:
-    with pytest.raises(FgbgError, match=r"say its part with --shard-range i/n\.$"):
-        ShardRange.of_slurm_array(found)
 
 
 def test_this_process_may_use_some_cores_and_memory() -> None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from fsspec.implementations.memory import MemoryFileSystem
 
-from builder.build.leases import Presence
+from builder.build.leases import Leases
 from builder.cli import main
 from builder.errors import FgbgError, OutputError
 from builder.remote import local_folder, on_this_machine, place
@@ -173,9 +173,9 @@ def test_objects_are_created_once_read_listed_and_deleted(folder, tmp_path):
 
 
 def test_builds_share_work_on_a_store(folder):
-    with Presence(folder, "f") as one, Presence(folder, "f") as two:
+    with Leases(folder, "f") as one, Leases(folder, "f") as two:
         assert one.take("shard") and not two.take("shard")
-        assert [owner.build for owner in two.look()] == [one.owner.build]
-        one.release("shard")
+        assert [owner.build for owner in two.others()] == [one.owner.build]
+        one.give_back("shard")
         assert two.take("shard")
     assert not folder.files()

@@ -17,7 +17,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from builder.build.engine import BuildOptions
+from builder.build.options import BuildOptions
 from builder.record.composition import pixel_hash
 from builder.record.plan import random_words
 from builder.streaming import units_of

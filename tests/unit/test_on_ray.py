@@ -1,4 +1,4 @@
-"""ray_engine: what a worker takes of a node, and how many have room.
+"""on_ray: what a worker takes of a node, and how many have room.
 
 Tables as Ray reports them stand for clusters; real clusters are in tests/e2e/test_ray.
 """
@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from builder.build.engine import BuildOptions, Job
-from builder.build.ray_engine import _resources, _room
+from builder.build.on_ray import _resources, _room
+from builder.build.options import BuildOptions
+from builder.build.worker import Job
 from builder.depth import DepthModel
 from builder.errors import FgbgError
 from tests.strategies import depth_info
 
-JOB = Job(Path("out"), "parquet", DepthModel(Path("model"), depth_info()), BuildOptions())
+JOB = Job(Path("out"), "f" * 64, "parquet", DepthModel(Path("model"), depth_info()), BuildOptions())
 
 
 def cluster(*nodes: dict[str, float], dead: tuple[int, ...] = ()) -> Any:
