@@ -332,8 +332,10 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         if self._project is None:
             config = self.config
             work = WorkFolder(place(output_dir).absolute()) if output_dir is not None else None
-            if work and not (work.out / RECIPE_FILE).is_file():
-                work.check_writable()
+            if work:
+                work.restore()
+                if work.is_free():
+                    work.check_writable()
             self._project = Project.prepare(
                 Path(config.foreground_dir),
                 Path(config.background_dir),
@@ -415,8 +417,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                     raise OutputError.of(error, out) from error
                 raise
         if already_built(out, pinned, file_format):
-            if isinstance(out, StorePath):  # its build may have been killed just before this
-                WorkFolder(out).drop_if_complete()
+            WorkFolder(out).drop_if_complete()  # its build may have been killed just before this
             self._output_dir, self._file_format = str(out), file_format
             self.info = _read_info(out)
 
@@ -439,6 +440,9 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                 if not leases.take(FINISH):
                     time.sleep(_POLL_S)  # another is putting it together
                     continue
+                work.restore()  # or was, until it died
+                if already_built(work.out, pinned, file_format):
+                    break
                 if missing := ledger.missing(range(ledger.plan.n_shards)):
                     if not make:
                         names = [ledger.name(number) for number in missing]

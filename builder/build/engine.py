@@ -48,7 +48,7 @@ def build_shards(
     ) as bar:
         while missing:
             # Workers look at commit records alone. What was damaged on the disk loses its own.
-            ledger.discard_damaged(missing, leases)
+            failed |= ledger.discard_damaged(missing, leases)
             crew = Crew(job, leases, ledger, bar.update)
             if options.engine == "ray":
                 run_on_ray(crew, len(missing), workers)

@@ -40,12 +40,8 @@ def already_built(out: Place, pinned: PinnedRecipe, file_format: FileFormat) -> 
         RecipeMismatchError: it holds another set.
         OutputError: it holds something else.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if WorkFolder(out).is_free():
         return False
-    if not (out / RECIPE_FILE).is_file():
-        if isinstance(out, StorePath) and WorkFolder(out).publishing.is_file():
-            return False
-        raise OutputError(f"{out} is not empty and not a build of fgbg; choose another folder.")
     held = read_recipe(out)
     if not pinned.holds(held):
         raise RecipeMismatchError(out, held.differences(pinned))
@@ -106,6 +102,7 @@ def build_status(out: Place) -> dict[str, Any]:
         NotABuildError: neither a finished nor a begun build is there.
     """
     work = WorkFolder(out.absolute())
+    work.restore()
     earlier = read_recipe(out) if (out / RECIPE_FILE).is_file() else None
     pinned = work.held() or earlier
     if pinned is None:

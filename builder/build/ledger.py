@@ -12,7 +12,7 @@ from builder.build.leases import Leases
 from builder.build.machine import n_cores
 from builder.build.shards import Commit, is_done, read_commit, stored_name
 from builder.build.work import WorkFolder
-from builder.errors import OutputError
+from builder.errors import OutputError, is_hopeless
 from builder.files import sha256_file
 from builder.layout import (
     RECIPE_FILE,
@@ -132,18 +132,25 @@ class Ledger:
         """Whether a shard has a commit record; nothing is said of its file."""
         return self._is_earlier(number) or self._record(number).is_file()
 
-    def discard_damaged(self, numbers: Iterable[int], leases: Leases) -> None:
+    def discard_damaged(self, numbers: Iterable[int], leases: Leases) -> dict[int, str]:
         """Delete the commit records of shards that are not as they say, so that all see it.
 
-        Under the lease of each, and looked at once more: another may be making it again.
+        Under the lease of each, and looked at once more: another may be making it again. Return
+        those that could not be deleted, each with the reason.
         """
+        stuck = {}
         for number in numbers:
-            if self._record(number).is_file() and leases.take(self.name(number)):
+            if self._record(number).exists() and leases.take(self.name(number)):
                 try:
                     if not self.check(number):
                         self._record(number).unlink(missing_ok=True)
+                except OSError as error:
+                    if is_hopeless(error):
+                        raise
+                    stuck[number] = f"{type(error).__name__}: {error}"
                 finally:
                     leases.give_back(self.name(number))
+        return stuck
 
     def _record(self, number: int) -> Place:
         return self._folder / f"{self.name(number)}.json"

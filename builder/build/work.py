@@ -5,7 +5,8 @@ OUT/data/<split>-NNNNN-of-NNNNN.parquet
 OUT/foregrounds/, OUT/backgrounds/   the prepared sources, configs of their own
 OUT/preview/                         a sample with coloured depth, a config of its own
 OUT/assets/statistics.json           exact statistics and the sha256 of every shard
-.OUT.fgbg/                           beside OUT while it is being built, gone afterwards
+.OUT.fgbg/                           beside OUT while it is being built, gone afterwards;
+                                     OUT/.fgbg where OUT cannot be replaced
 
 Several builds, on several machines, may be at work in one work folder. What one has made is never
 changed by another: files are created, or replaced by the same, and OUT appears by one rename.
@@ -14,7 +15,10 @@ On an object store, where nothing can be renamed, OUT is complete when its recip
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import secrets
 import shlex
 import shutil
@@ -26,7 +30,14 @@ from pathlib import Path
 from builder.build.leases import Leases, Owner
 from builder.build.project import Project
 from builder.errors import NotABuildError, OutputError, RecipeError, RecipeMismatchError
-from builder.files import create_bytes, link_or_copy, read_text, write_text
+from builder.files import (
+    create_bytes,
+    is_system_file,
+    link_or_copy,
+    read_text,
+    replacing,
+    write_text,
+)
 from builder.layout import RECIPE_FILE, SOURCES_FILE, is_complete, read_recipe
 from builder.pinned import PinnedRecipe
 from builder.recipe import Recipe
@@ -38,6 +49,7 @@ from builder.untrusted import parse_json, printable
 FINISH = "finish"  # the lease of who puts the set together
 WORK_VERSION = 2  # of the work folder's layout; 1 had no claims and held no file that says so
 
+_INSIDE = ".fgbg"  # the name of a work folder that lies in OUT
 _PREPARATION_FIELDS = ("size", "foreground_size", "background_fit")
 
 
@@ -45,11 +57,12 @@ class WorkFolder:
     """The hidden folder beside OUT where a set is made; it goes away when OUT is complete."""
 
     def __init__(self, out: Place) -> None:
-        self.out = out
-        self.path = out.parent / f".{out.name}.fgbg"
+        # Links first: what is put in the place of a link would leave the set behind it as it was.
+        self.out = Path(os.path.realpath(out)) if isinstance(out, Path) else out
+        self.path = _work_path(self.out)
         self.recipe = self.path / RECIPE_FILE
         self.shards = self.path / "shards"
-        self.publishing = self.path / "publishing"  # while a set is copied to OUT on a store
+        self.publishing = self.path / "publishing"  # while a set goes into OUT file by file
         self._version = self.path / "version.json"
         self._before = self.path / "before"  # where OUT lies while its extension takes its place
 
@@ -87,9 +100,33 @@ class WorkFolder:
         return read_sources(path) if path.is_file() else []
 
     def restore(self) -> None:
-        """Bring OUT back if a build was killed while it put the extended set in its place."""
-        if isinstance(self._before, Path) and not self.out.exists() and self._before.is_dir():
-            self._before.rename(str(self.out))
+        """Go on where a build was killed while it put the set in its place."""
+        if not isinstance(self.path, Path) or not isinstance(self.out, Path):
+            return  # what is on a store is copied again
+        before = self.path / "before"
+        if not self.out.exists() and before.is_dir() and not before.is_symlink():
+            before.rename(self.out)
+        with suppress(OSError, ValueError):  # no such file, mostly
+            name = read_text(self.publishing, 100)
+            if re.fullmatch("built-[0-9a-f]{16}", name) and (self.path / name).is_dir():
+                _move_in(self.path / name, self.out)
+                self.drop_if_complete()
+
+    def is_free(self) -> bool:
+        """Whether OUT is missing or empty, or has parts of this set from an interrupted finish.
+
+        Raises:
+            OutputError: something else is there.
+        """
+        is_folder = self.out.is_dir()
+        if not self.out.exists() or (is_folder and not any(map(_is_foreign, self.out.iterdir()))):
+            return True
+        if (self.out / RECIPE_FILE).is_file():
+            return False
+        if self.publishing.is_file():
+            return True
+        what = "not empty and not a build of fgbg" if is_folder else "a file"
+        raise OutputError(f"{self.out} is {what}; choose another folder.")
 
     @contextmanager
     def entered(self, fingerprint: str, expiry_s: float) -> Iterator[Leases]:
@@ -251,17 +288,72 @@ class WorkFolder:
         link_or_copy(source, target)
 
     def publish(self, built: Path) -> None:
-        """Move the complete set to OUT, from where an earlier set that it extends moves away."""
+        """Move the complete set to OUT, from where an earlier set that it extends moves away.
+
+        By one rename; file by file, with `recipe.json` last, where OUT has to stay what it is: a
+        mount point, the folder that a shell is in, or one in a folder that cannot be written.
+        """
         if is_complete(self.out, read_recipe(built)):
             return  # by another build
         if isinstance(self.out, StorePath):
             _upload(built, self.out)
             return
-        if (self.out / RECIPE_FILE).is_file():
-            self.out.rename(str(self._before))
-        elif self.out.is_dir():
-            self.out.rmdir()  # `already_built` accepts only an empty one
-        built.rename(self.out)
+        try:
+            if self.path.parent == self.out:  # this folder would move away with it
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self.out))
+            if (self.out / RECIPE_FILE).is_file():
+                self.out.rename(str(self._before))
+            elif self.out.is_dir():
+                self.out.rmdir()
+        except OSError:
+            if not is_complete(self.out, read_recipe(built)):
+                write_text(self.publishing, built.name)
+                _move_in(built, self.out)
+        else:
+            built.rename(self.out)
+
+
+def _work_path(out: Place) -> Place:
+    """Return where the set is made: beside OUT, or hidden in it where it has to stay in its place.
+
+    Where one is there already it is gone on with, whatever has become of OUT since.
+    """
+    beside = out.parent / f".{out.name}.fgbg"
+    if isinstance(out, StorePath) or isinstance(beside, StorePath):
+        return beside
+    inside = out / _INSIDE
+    if inside.is_dir() or (out.is_dir() and not beside.is_dir() and _has_to_stay(out)):
+        return inside
+    return beside
+
+
+def _has_to_stay(out: Path) -> bool:
+    """Whether a folder cannot, or should not, be replaced by another of its name."""
+    here = Path(os.path.realpath(os.curdir))
+    may_rename = os.access(out.parent, os.W_OK | os.X_OK)
+    return out.is_mount() or out in (here, *here.parents) or not may_rename
+
+
+def _is_foreign(path: Place) -> bool:
+    return path.name != _INSIDE and not is_system_file(path.name)
+
+
+def _move_in(built: Path, out: Path) -> None:
+    """Move a complete set into OUT; at any number of times, by any number of processes at once."""
+    names = [path.relative_to(built) for path in built.rglob("*") if path.is_file()]
+    # New records come before what describes them, and the recipe, which means "done", comes last.
+    names.sort(key=lambda name: (name == Path(RECIPE_FILE), name.parts[0] != "data", name))
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (built / name).replace(out / name)
+        except FileNotFoundError:
+            continue  # moved by another meanwhile
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with replacing(out / name) as copy:
+                shutil.copyfile(built / name, copy)
 
 
 def _drop(folder: Place) -> None:
