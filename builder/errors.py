@@ -36,6 +36,7 @@ _REMEDIES = {
 }
 
 
+_MOST_SHARDS = 20  # listed by name
 _MOST_FILES = 20  # listed by name for one and the same reason
 
 
@@ -221,7 +222,10 @@ class BuildFailedError(FgbgError):
 
     def __init__(self, failed: Mapping[str, str], done: int, resume: str) -> None:
         self.failed, self.done, self.resume = dict(failed), done, resume
-        lines = "\n".join(f"  {shard}: {cause}" for shard, cause in self.failed.items())
+        shown = [f"  {shard}: {cause}" for shard, cause in self.failed.items()]
+        if len(shown) > _MOST_SHARDS:
+            shown[_MOST_SHARDS:] = [f"  ... and {len(shown) - _MOST_SHARDS} more"]
+        lines = "\n".join(shown)
         count = "1 shard" if len(self.failed) == 1 else f"{len(self.failed)} shards"
         super().__init__(f"{count} failed, {done} finished and kept:\n{lines}\nTo resume: {resume}")
 

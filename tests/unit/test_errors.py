@@ -153,3 +153,13 @@ def test_a_failed_write_tells_path_cause_and_remedy_however_it_is_wrapped(tmp_pa
     assert str(OutputError.of(elsewhere, out)).startswith("/elsewhere/cache cannot be written: No")
     assert not is_hopeless(OSError(errno.EIO, "I/O error"))
     assert not is_hopeless(ValueError("No space left on device"))
+
+
+def test_of_many_failed_shards_the_first_are_listed() -> None:
+    failed = {f"train-{number:05d}-of-00500": "OSError: gone" for number in range(500)}
+    error = BuildFailedError(failed, 0, "fgbg build fg bg out")
+    lines = str(error).splitlines()
+    assert lines[0] == "500 shards failed, 0 finished and kept:"
+    assert len(lines) == 23
+    assert lines[-2] == "  ... and 480 more"
+    assert error.failed == failed

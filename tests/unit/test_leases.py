@@ -150,15 +150,15 @@ def test_no_clock_but_ones_own_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[" * 9999, b'{"pid": 1}', b"\xff\x00", b"x" * 10**6]
+    "content", [b"", b"{", b"[" * 9999, b'{"pid": 1}', b"\xff\x00", b"x" * 10**6, None]
 )
 def test_a_claim_that_is_not_whole_is_given_up_after_a_while(
-    tmp_path: Path, content: bytes
+    tmp_path: Path, content: bytes | None
 ) -> None:
     clock = Clock()
     mine = leases(tmp_path, clock)
-    (tmp_path / "claims" / f"{SHARD}.0").write_bytes(content)
-    (tmp_path / "owners" / "unknown").write_bytes(content)
+    for path in (tmp_path / "claims" / f"{SHARD}.0", tmp_path / "owners" / "unknown"):
+        os.mkfifo(path) if content is None else path.write_bytes(content)
     assert mine.others() == [None]
     assert not mine.take(SHARD)
     clock.now = 60
