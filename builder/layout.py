@@ -28,6 +28,7 @@ TABLE_FILE = f"preview/{SOURCES_FILE}"  # some records of all splits
 STATISTICS_FILE = "assets/statistics.json"
 SHEET_FILE = "assets/samples.png"
 PAGE_FILE = "assets/preview.html"
+FIFTYONE_FILE = "fiftyone.yml"  # how FiftyOne's load_from_hub opens the records
 FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")  # all but those of the records
 
 ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
@@ -40,6 +41,7 @@ MAX_BYTES = {
     PAGE_FILE: 2**26,
     SHEET_FILE: 2**26,
     INFO_FILE: 2**20,
+    FIFTYONE_FILE: 2**16,
 }
 
 # Raised when statistics.json becomes something that earlier versions would misread.

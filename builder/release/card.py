@@ -316,7 +316,11 @@ def _foreign(keys: dict[str, Any], key: str, ours: set[str]) -> list[dict[str, A
 def entries_of(keys: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """Return the entries of `configs` or `dataset_info`; what is not an entry is left out."""
     value = keys.get(key)
-    return [e for e in (value if isinstance(value, list) else [value]) if isinstance(e, dict)]
+    return [
+        entry
+        for entry in (value if isinstance(value, list) else [value])
+        if isinstance(entry, dict) and isinstance(entry.get("config_name", ""), str)
+    ]
 
 
 def own_entries(keys: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:

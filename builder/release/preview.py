@@ -28,6 +28,7 @@ from builder.build import ROW_GROUP_RECORDS
 from builder.errors import NotABuildError
 from builder.files import open_regular, write_bytes, write_text
 from builder.layout import (
+    FIFTYONE_FILE,
     PAGE_FILE,
     SHEET_FILE,
     SOURCES_FILE,
@@ -51,6 +52,8 @@ from builder.record import (
 from builder.schema import MASK_ON, preview_columns, record_columns
 from builder.tables import Table, write_rows
 from builder.untrusted import Unreadable, printable, refusing
+
+_FIFTYONE = "format: ParquetFilesDataset\nfilepath: fg_bg\nmask_fields: mask\n"
 
 SHEET_ROWS, PAGE_RECORDS, TABLE_RECORDS = 6, 32, 256
 _TABLE_PX = TABLE_RECORDS * 256 * 256  # of larger records there are fewer, so that it opens fast
@@ -161,6 +164,8 @@ class Sample:
 def write_preview(out: Path, into: Path | None = None) -> tuple[Path, Path, Path]:
     """Write the sample sheet, the preview page and the table of a finished build.
 
+    And `fiftyone.yml`, by which FiftyOne's `load_from_hub` opens the published set.
+
     Args:
         out: the built folder.
         into: the folder to write them to; None: the built folder, whose statistics then state them.
@@ -183,8 +188,9 @@ def write_preview(out: Path, into: Path | None = None) -> tuple[Path, Path, Path
     write_bytes(sheet, _sheet_png(out, pinned, samples, scale))
     write_text(page, _page_html(pinned, samples, scale))
     write_rows(table, preview_columns(pinned.recipe), _table_rows(out, pinned))
+    write_text((into or out) / FIFTYONE_FILE, _FIFTYONE)
     if into is None:
-        state_files(out, (SHEET_FILE, PAGE_FILE, TABLE_FILE))
+        state_files(out, (SHEET_FILE, PAGE_FILE, TABLE_FILE, FIFTYONE_FILE))
     return sheet, page, table
 
 

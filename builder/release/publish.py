@@ -35,6 +35,7 @@ from builder.hub import is_connection, request_errors, response_of, words
 from builder.layout import (
     BACKGROUNDS_FILE,
     CARD_FILE,
+    FIFTYONE_FILE,
     FOREGROUNDS_FILE,
     MAX_BYTES,
     PAGE_FILE,
@@ -518,7 +519,10 @@ def _fixed_files(folder: Path, made: Path, pinned: PinnedRecipe) -> dict[str, _F
     others = {
         RECIPE_FILE: _of_bytes(RECIPE_FILE, pinned.public().to_json().encode()),
         **{name: _of_path(name, folder) for name in (FOREGROUNDS_FILE, BACKGROUNDS_FILE)},
-        **{name: _of_path(name, made) for name in (TABLE_FILE, SHEET_FILE, PAGE_FILE)},
+        **{
+            name: _of_path(name, made)
+            for name in (TABLE_FILE, SHEET_FILE, PAGE_FILE, FIFTYONE_FILE)
+        },
     }
     files = {
         name: {"size_bytes": file.size_bytes, "sha256": file.sha256}

@@ -30,6 +30,7 @@ from builder.files import is_system_file, read_text, sha256_file
 from builder.layout import (
     BACKGROUNDS_FILE,
     CARD_FILE,
+    FIFTYONE_FILE,
     FOREGROUNDS_FILE,
     INFO_FILE,
     MAX_BYTES,
@@ -428,7 +429,7 @@ class _Verification:
             last = name.rstrip("/").rpartition("/")[2]
             if is_system_file(name) or _LEFT_BY_US.fullmatch(last):
                 left.append(name)
-            elif name in due or name == INFO_FILE:
+            elif name in due or name in (INFO_FILE, FIFTYONE_FILE):
                 if file.fault and name not in told:
                     self._problem("files", name, file.fault)
             elif _MISLEADING.fullmatch(name) or name.startswith(_OUR_FOLDERS):
@@ -454,7 +455,7 @@ class _Verification:
                 "Made by version 0.1.0, which states no sha256 of page, sheet, preview and sources."
             )
             return
-        others = {INFO_FILE} & self._place.files.keys()
+        others = {INFO_FILE, FIFTYONE_FILE} & self._place.files.keys()
         for name in sorted({*FIXED_FILES, *others} - {CARD_FILE, STATISTICS_FILE} - stated.keys()):
             self._problem("files", name, f"is not stated in {STATISTICS_FILE}")
         for name, due in stated.items():

@@ -25,12 +25,13 @@ from datasets import load_dataset
 from PIL import Image
 
 from builder.build.options import BuildOptions
+from builder.layout import state_files
 from builder.release.preview import DepthScale
 from builder.release.publish import publish
 from builder.release.verify import verify
 from fgbg_dataset import FgbgDataset, NotABuildError, PublishError, PublishFailedError
 from tests.e2e.hub import READ_TOKEN, TOKEN, Hub
-from tests.e2e.running import COMMAND, SPLITS, files_of
+from tests.e2e.running import COMMAND, SPLITS, fgbg, files_of
 from tests.limits import HANG_S
 
 pytestmark = pytest.mark.filterwarnings(  # huggingface_hub's own
@@ -581,6 +582,74 @@ def test_repositories_that_a_set_would_spoil_are_refused(small, hub):
     hub.write("ann/broken", "README.md", b"---\na: [\n---\n")
     with pytest.raises(Exception, match=r"the metadata at the top of README.md is not YAML"):
         push(small, hub, "ann/broken")
+
+
+@pytest.mark.parametrize("recipe", [b'{"fingerprint": "00"}', b"[" * 99999, b"\xff", b"{}"])
+def test_a_repository_is_ours_only_by_a_recipe_that_can_be_read(small, hub, recipe):
+    hub.create(REPO)
+    hub.write(REPO, "data/precious.csv", b"x")
+    hub.write(REPO, "recipe.json", recipe)
+    text = refused(small, hub)
+    assert "data that fgbg did not make (data/precious.csv)" in text or "cannot be read" in text
+    assert "data/precious.csv" in hub.files(REPO)
+
+
+@pytest.mark.parametrize("name", ["assets/preview.html", "recipe.json", "README.md", "preview"])
+def test_links_are_not_followed(small, hub, tmp_path, name):
+    """A set of somebody else may link to a private key of the one who publishes it."""
+    out = Path(shutil.copytree(small, tmp_path / "small"))
+    secret = tmp_path / "id_rsa"
+    shutil.move(out / name, secret)
+    (out / name).symlink_to(secret)
+    assert name in refused(out, hub)
+
+
+def test_what_is_sent_is_what_was_looked_at(small, hub, tmp_path):
+    out = Path(shutil.copytree(small, tmp_path / "small"))
+
+    def exchange(_plan: Any) -> bool:
+        (out / "assets/preview.html").write_text("<script>evil()</script>")
+        (out / "assets/samples.png").unlink()
+        return True
+
+    assert push(out, hub, approve=exchange).result == "published"
+    assert kept(hub.files(REPO)) == sent_set(small)
+    assert verify(REPO).ok
+
+
+def test_a_page_of_another_hand_is_made_anew(small, hub, tmp_path):
+    """Even where its sha256 is stated, so that nothing is wrong by what the set says."""
+    out = Path(shutil.copytree(small, tmp_path / "small"))
+    (out / "assets/preview.html").write_text("<script>evil()</script>")
+    state_files(out)
+    assert verify(out).ok
+    push(out, hub)
+    assert kept(hub.files(REPO)) == sent_set(small)
+
+
+def test_a_card_too_large_to_be_read_again_is_not_sent(small, hub):
+    push(small, hub)
+    hub.write(REPO, "README.md", hub.read(REPO, "README.md").ljust(2**20, b"w"))
+    with pytest.raises(PublishError, match="at most 1,048,576 are read"):
+        push(small, hub, license="mit")
+
+
+def test_a_repository_that_loads_otherwise_is_refused(small, hub):
+    hub.create(REPO)
+    hub.write(REPO, ".huggingface.yaml", b"configs: []")
+    assert "holds .huggingface.yaml, which load_dataset reads instead" in refused(small, hub)
+
+
+def test_an_extended_set_is_called_so(sources, hub, tmp_path):
+    folders = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in sources]
+    (folders[0] / "blob3.png").unlink()
+    out = make((folders[0], folders[1]), tmp_path / "out")
+    push(out, hub)
+    shutil.copy(sources[0] / "blob3.png", folders[0])
+    fgbg("extend", *folders, out, "--workers", "1")
+    warnings = push(out, hub, dry_run=True).plan.warnings
+    assert any("is extended" in text for text in warnings)
+    assert not any("is replaced" in text for text in warnings)
 
 
 def test_files_that_a_gitignore_swallows_are_told(small, hub):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -120,10 +121,86 @@ def test_windows_line_ends_and_no_yaml_at_all(out: Path, fresh: str) -> None:
     assert card_keys(text) == card_keys(fresh)
 
 
-@pytest.mark.parametrize("yaml_text", ["a: [", "- a", "a: b: c"])
-def test_metadata_that_is_no_yaml_is_told(out: Path, yaml_text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "yaml_text",
+    [
+        "a: [", "- a", "a: b: c", "a: 2020-13-45", "a: !!int abc", "a: &x [*x]",
+        "a: &x b\nlicense: *x", "a: " + "[" * 60 + "]" * 60, "a: " + "{b: " * 9999,
+    ],
+)  # fmt: skip
+def test_metadata_that_is_not_plain_yaml_is_refused(out: Path, yaml_text: str) -> None:
     with pytest.raises(CardError, match=r"the metadata at the top of README\.md "):
         card_text(out, old=f"---\n{yaml_text}\n---\ntext\n")
+
+
+@pytest.mark.parametrize(
+    "yaml_text",
+    [
+        "configs: default", "configs: [data/x]", "dataset_info: x", "on: true", "self: a",
+        "a: !!omap [b: c]", "license: |\n  a\n  --- b\n", "configs: {config_name: [a]}",
+    ],
+)  # fmt: skip
+def test_odd_metadata_is_kept_or_left_out_without_a_traceback(
+    out: Path, fresh: str, yaml_text: str
+) -> None:
+    new = card_text(out, old=f"---\n{yaml_text}\n---\nMy text.\n")
+    assert "My text." in new
+    assert [c["config_name"] for c in card_keys(new)["configs"]][:4] == [
+        "default", "foregrounds", "backgrounds", "preview",
+    ]  # fmt: skip
+    assert card_text(out, old=new) == new
+
+
+def test_a_card_that_is_not_text_is_refused(out: Path, fresh: str) -> None:
+    path = out / "README.md"
+    for content in (b"Gr\xfc\xdfe", b"x" * (2**20 + 1)):
+        path.write_bytes(content)
+        with pytest.raises(CardError, match="cannot be read"):
+            card_text(out)
+    path.write_text(fresh)
+
+
+def test_a_config_of_ones_own_over_our_data_stays_and_is_not_taken_for_ours(
+    out: Path, fresh: str
+) -> None:
+    mine = [
+        {"config_name": "mini", "data_files": [{"split": "train", "path": "data/train-00000*"}]},
+        {"config_name": "all", "data_files": "data/*"},
+        {"config_name": "seen", "data_files": [{"split": "train", "path": "data/train-*"}]},
+    ]
+    keys = card_keys(fresh)
+    keys["configs"] = mine + keys["configs"]
+    new = card_text(out, old=f"---\n{yaml.safe_dump(keys)}---\n{fresh.split('---', 2)[2]}")
+    configs = card_keys(new)["configs"]
+    assert configs[0] == {**card_keys(fresh)["configs"][0]}
+    assert configs[4:] == mine
+    assert records_config(new) == "default"
+
+
+def test_prose_with_code_marks_and_other_sets_stays(out: Path, fresh: str) -> None:
+    prose = (
+        'Compare `load_dataset("imagenet-1k")`.\n\n```python\n# comment\nx = 1\n```\n\n'
+        "What is between `<!-- fgbg:use begin -->` and `<!-- fgbg:use end -->` is not mine.\n"
+    )
+    old = fresh.replace("# blobs\n", f"{prose}\n# blobs\n")
+    new = card_text(out, old=old, title="Round blobs")
+    assert prose in new
+    assert "\n# Round blobs\n" in new
+    assert "\n# blobs\n" not in new
+    assert new.count("imagenet-1k") == 1
+    assert 'load_dataset("blobs", split="train")' in new
+
+
+def test_a_folder_of_any_name_makes_neither_code_nor_markup(out: Path, tmp_path: Path) -> None:
+    for name in ('x"); import os; ("', "<img src=x>", "a`b|c*d_e", "![x](y)", "-->"):
+        text = card_text(out, old="", name=name)
+        (line,) = [line for line in text.splitlines() if line.startswith("ds = ")]
+        call = ast.parse(line, mode="exec").body[0].value  # type: ignore[attr-defined]
+        assert call.func.id == "load_dataset"
+        assert call.args[0].value == name
+        (heading,) = re.findall(r"^# (.+)$", text.split("<!-- fgbg:summary")[0], re.MULTILINE)
+        assert not re.search(r"(?<!\\)[<>`*_\[\]|]", heading)
+        assert card_text(out, old=text) == text
 
 
 def test_write_card_keeps_an_own_heading(out: Path, fresh: str) -> None:

@@ -273,3 +273,17 @@ def test_no_test_imports_another() -> None:
         names = imported(path.read_text(encoding="utf-8"))
         others = {name for name in names if re.search(r"(^|\.)(test_|conftest)", name)}
         assert not others, f"{path.name} imports {sorted(others)}"
+
+
+def test_pictures_of_a_set_are_opened_in_one_place() -> None:
+    """By a function that looks at the header first, and at no format a set does not hold."""
+    opening = {
+        ".".join(path.relative_to(ROOT / "builder").with_suffix("").parts)
+        for path in (ROOT / "builder").rglob("*.py")
+        if re.search(r"\bImage\.open\(|decode_jpeg\(", path.read_text(encoding="utf-8"))
+    }
+    # Sources come in through their own wing; the bundled pictures are ours.
+    assert {name for name in opening if not name.startswith("sources.")} == {
+        "record.encoding",
+        "depth.precision",
+    }

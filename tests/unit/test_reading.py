@@ -275,6 +275,23 @@ def test_bytes_of_any_kind_are_a_value_error(column, data):
             read()
 
 
+def test_large_or_foreign_pictures_are_refused_by_their_header() -> None:
+    """Few bytes that would take gigabytes, and PostScript, for which Pillow runs a program."""
+    row = rows_of(SET)[0]
+    wide = np.zeros((5000, 5000), np.uint8)
+    buffers = {}
+    for kind in ("PNG", "WEBP", "JPEG"):
+        Image.fromarray(wide).save(buffers.setdefault(kind, io.BytesIO()), kind)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 36 36\n%%EndComments\n"
+    for data in (*(buffer.getvalue() for buffer in buffers.values()), eps):
+        for column in ("fg_bg", "mask", "depth"):
+            with pytest.raises(ValueError, match=rf"row 0 of the batch, {column}: "):
+                reader_of(SET).decode([{**row, column: data}])
+    jpeg8 = a_set(depth_format="jpeg8")
+    with pytest.raises(ValueError, match="is 5000x5000 px"):
+        reader_of(jpeg8).metres(buffers["JPEG"].getvalue())
+
+
 # --- of a folder ------------------------------------------------------------------------------
 
 
