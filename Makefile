@@ -27,8 +27,9 @@ $(VENV)/.dev: $(VENV)/.done
 
 install: $(VENV)/.done ## install the package into .venv
 
-demo: $(VENV)/.done ## build the bundled sample into out/demo
+demo: $(VENV)/.done ## build the bundled samples into out/demo and out/demo-scenes
 	$(BIN)/fgbg build --demo --placements 2 --shard-records 100 out/demo
+	$(BIN)/fgbg build --demo --layout scenes --records 200 --size 256 out/demo-scenes
 
 test: $(VENV)/.dev ## run the default tests
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)

@@ -70,6 +70,7 @@ from builder.release import (
     write_preview,
 )
 from builder.remote import Place, StorePath, local_folder, place
+from builder.schema import features, record_columns
 from builder.sources import scan
 from builder.streaming import (
     RecordMaker,
@@ -297,7 +298,8 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(
             description=_DESCRIPTION,
             homepage=_HOMEPAGE,
-            features=encoded_features(self.config.recipe),
+            # The classes of scenes are known once the sources are, see `prepare`.
+            features=features(record_columns(self.config.recipe)),
         )
 
     @property
@@ -346,6 +348,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
                 repeats=config.repeats,
                 progress=progress,
             )
+            self.info.features = encoded_features(self._project.pinned)
         return self._project
 
     def download_and_prepare(
@@ -549,7 +552,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             BadSourcesError: files that cannot be used.
         """
         make = self._maker.encoded if with_depth else self._maker.encoded_without_depth
-        return self._streams(split, make, encoded_features(self.config.recipe, with_depth))
+        return self._streams(split, make, encoded_features(self.project.pinned, with_depth))
 
     def as_array_stream(self, split: str | None = None) -> Any:
         """Return a split, or a dict of all, as arrays that are composed when they are read.
@@ -566,7 +569,7 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
             ValueError: there is no such split.
             BadSourcesError: files that cannot be used.
         """
-        columns = array_features(self.config.recipe)
+        columns = array_features(self.project.pinned)
         return self._streams(split, self._maker.arrays, columns, decoded=True)
 
     def _streams(

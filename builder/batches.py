@@ -30,6 +30,7 @@ from builder.record import (
     Plan,
     Tally,
     decode_image_into,
+    decode_instances,
     decode_mask,
     mask_pixels,
 )
@@ -38,7 +39,7 @@ from builder.schema import IMAGE_COLUMNS
 from builder.untrusted import refusing
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _AS_LOADED = "give rows as load_dataset returns them, without set_format."
 
@@ -175,6 +176,9 @@ class RecordReader:
             "mask": np.empty((n, size, size), dtype=np.bool_),
         }
         fill: dict[str, Callable[[Any, Any], None]] = {"fg_bg": _fill_image, "mask": _fill_mask}
+        if "instances" in pictures:
+            batch["instances"] = np.empty((n, size, size), dtype=np.uint8)
+            fill["instances"] = _fill_instances
         if self._codec and "depth" in pictures:
             batch["depth_m"] = np.empty((n, size, size), dtype=np.float32)
             fill["depth_m"] = partial(_fill_depth, self._codec)
@@ -188,13 +192,14 @@ class RecordReader:
                     raise ValueError(f"row {number} of the batch, {column}: {error}") from error
         return batch
 
-    def collate(self, rows: Rows) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Rows) -> dict[str, Any]:
         """Make a training batch of rows; for `DataLoader(collate_fn=...)`, `map` and transforms.
 
         Returns:
             `pixel_values` (B, 3, H, W) float32, the composites less the set's mean, over its std;
             `mask` (B, 1, H, W) float32, 0 or 1; `depth_m` (B, 1, H, W) float32 in metres, NaN
-            where unknown, as in `decode`.
+            where unknown, as in `decode`. Of scenes also `instances` (B, H, W) uint8 and
+            `objects`, a list of B dicts, which hold a list for each field.
 
         Raises:
             ValueError: see `decode`.
@@ -214,7 +219,12 @@ class RecordReader:
         tensors = {"pixel_values": pixel_values, "mask": batch["mask"][:, None].astype(np.float32)}
         if "depth_m" in batch:
             tensors["depth_m"] = batch["depth_m"][:, None]
-        return {name: torch.from_numpy(values) for name, values in tensors.items()}
+        if "instances" in batch:
+            tensors["instances"] = batch["instances"]
+        made: dict[str, Any] = {name: torch.from_numpy(values) for name, values in tensors.items()}
+        if (objects := _objects(rows)) is not None:
+            made["objects"] = objects
+        return made
 
 
 def _fill_image(value: Any, target: npt.NDArray[np.uint8]) -> None:
@@ -229,6 +239,18 @@ def _fill_image(value: Any, target: npt.NDArray[np.uint8]) -> None:
 def _fill_mask(value: Any, target: npt.NDArray[np.bool_]) -> None:
     encoded = _encoded(value)
     _fill(mask_pixels(value) if encoded is None else decode_mask(encoded, len(target)), target)
+
+
+def _fill_instances(value: Any, target: npt.NDArray[np.uint8]) -> None:
+    encoded = _encoded(value)
+    _fill(np.asarray(value) if encoded is None else decode_instances(encoded, len(target)), target)
+
+
+def _objects(rows: Rows) -> list[dict[str, Any]] | None:
+    """Return the column `objects` of each row, a list a field; None where there is none."""
+    if isinstance(rows, Mapping):
+        return list(rows["objects"]) if "objects" in rows else None
+    return [row["objects"] for row in rows] if rows and "objects" in rows[0] else None
 
 
 def _fill_depth(codec: DepthCodec, value: Any, target: npt.NDArray[np.float32]) -> None:

@@ -34,9 +34,9 @@ from builder.depth import BACKENDS, DEVICES
 from builder.errors import PublishError, RecipeMismatchError, summarized
 from builder.finetune import finetune_command
 from builder.pinned import PinnedRecipe, load_recipe
-from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
+from builder.recipe import DEMO_DEPTH_MODEL, Recipe, layout_default, meaning
 from builder.record import Plan
-from builder.remote import Place, StorePath, on_this_machine, place
+from builder.remote import Place, StorePath, local_folder, on_this_machine, place
 from builder.sources import demo_folders
 from builder.typed import Field, checked_fields
 
@@ -44,6 +44,10 @@ Decorator = Callable[[Any], Any]
 
 _MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in checked_fields(Recipe)]
+_SCENE_FIELDS = (
+    *("objects", "placement", "scale_jitter", "truncation", "max_overlap", "min_visible"),
+    *("occlude", "balance", "fov_deg"),
+)
 _RUN_FIELDS = ("device", "backend", "batch_size")
 _ENGINE_FIELDS = ("engine", "address", "num_gpus_per_worker")
 
@@ -85,15 +89,37 @@ def _recipe_option(field: Field) -> Decorator:
     if bool in field.types:
         flag += f"/--no-{field.name.replace('_', '-')}"
     kind: Any = click.Choice(field.choices) if field.choices else field.types[0]
+    if len(field.types) > 1 and str in field.types and float in field.types:
+        kind = _SizeOrShare()
     # The default of depth_input depends on depth_model; its meaning says how.
     default = None if field.name == "depth_input" else getattr(Recipe(), field.name)
+    shown: Any = True
+    if (in_scenes := layout_default(field.name, "scenes")) != default and default is not None:
+        shown = f"{default}; scenes: {in_scenes}"
     return cloup.option(
-        flag, field.name, type=kind, default=default, show_default=True, help=meaning(field.name)
+        flag, field.name, type=kind, default=default, show_default=shown, help=meaning(field.name)
     )
+
+
+class _SizeOrShare(click.ParamType):  # type: ignore[type-arg]
+    """Whole px, a share, or a range of shares, as the recipe takes them."""
+
+    name = "px|share|range"
+
+    def convert(self, value: Any, _param: Any, _ctx: Any) -> Any:
+        """Return a number where the text is one; the recipe checks it."""
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+        return value
 
 
 def _recipe_group(name: str) -> str:
     """Return the heading that an option of the recipe stands under."""
+    if name in _SCENE_FIELDS:
+        return "Scenes (and pairs, where one object suffices)"
     if name in ("shard_records", "depth_precision") or name.endswith(("_format", "_quality")):
         return "Files"
     return "Depth" if name == "precision" or name.startswith("depth_") else "Records"
@@ -101,7 +127,7 @@ def _recipe_group(name: str) -> str:
 
 def _recipe_options(command: Any) -> Any:
     """Add one option for every field of the recipe, under three headings."""
-    for title in ("Files", "Depth", "Records"):
+    for title in ("Files", "Depth", _recipe_group("objects"), "Records"):
         found = (field for field in checked_fields(Recipe) if _recipe_group(field.name) == title)
         command = cloup.option_group(title, *map(_recipe_option, found))(command)
     return command
@@ -496,6 +522,37 @@ def _load_line(out: Place) -> str:
             'split="train")'
         )
     return f'load_dataset({python_text(text)}, split="train")'
+
+
+@_command(_MAKE)
+@cloup.argument("backgrounds", type=place)
+@cloup.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="ground.png",
+    show_default=True,
+    help="picture to write",
+)
+@_recipe_option(next(f for f in checked_fields(Recipe) if f.name == "depth_model"))
+@_recipe_option(next(f for f in checked_fields(Recipe) if f.name == "depth_revision"))
+@cloup.option("--size", type=int, default=512, show_default=True, help="side of a record in px")
+def ground(
+    backgrounds: Place, out: Path, depth_model: str, depth_revision: str | None, size: int
+) -> None:
+    """Draw where objects would stand on each of BACKGROUNDS, to look at before a build of scenes.
+
+    The ground is tinted green, its horizon red; under a background without a ground stands why.
+    """
+    from builder.build import find_grounds
+    from builder.release import ground_sheet
+
+    recipe = Recipe(
+        layout="scenes", size=size, depth_model=depth_model, depth_revision=depth_revision
+    )
+    found = find_grounds(local_folder(backgrounds), recipe)
+    ground_sheet(found).save(out, "PNG")
+    n_ground = sum(s.backdrop is not None and s.backdrop.region is not None for s in found)
+    show(str(out), f"{out}: {n_ground} of {len(found)} backgrounds have a ground.", as_json=False)
 
 
 @_command(_MAKE)

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -35,8 +36,12 @@ from builder.untrusted import parse_json, printable, shown
 RECIPE_FORMAT = 1
 MAX_RECIPE_BYTES = 2**28  # of recipe.json: some 600,000 sources
 
+Stance = Literal["ground", "free"]
+CutAt = Literal["", "left", "right", "top", "bottom"]
 DepthKind = Literal["metric", "relative"]
 DepthQuantity = Literal["depth", "inverse_depth"]
+
+NO_CATEGORY = "object"  # the class of foregrounds that have none
 
 _MAX_CREDIT_CHARACTERS = 2000  # of an author, a license or a url
 _MAX_RECORDS = 2**62
@@ -46,6 +51,7 @@ _MAX_STORED = 65535  # 16 bits
 
 _Side = Annotated[int, Between(1, MAX_SIDE)]
 _SourceSide = Annotated[int, Between(1, 2**31 - 1)]
+_MaybeSha256 = Annotated[str, Matching("([0-9a-f]{64})?", "64 hexadecimal digits, or empty")]
 _Word = Matching(r"[\w./-]{0,200}", "a word")
 
 
@@ -77,6 +83,11 @@ def _inside(text: str, _entry: Any) -> str | None:
 _Credit = Annotated[str, _credit]
 
 
+def _later(before: Any, *, pixels: bool = True) -> Any:
+    """Return a field that came after 0.1.0, before which it was as if it had this value."""
+    return field(default=before, metadata={"before": before, "pixels": pixels})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceEntry:
     """One prepared source image: who it is, what it was, what it became.
@@ -103,6 +114,13 @@ class SourceEntry:
     license: _Credit = field(default="", metadata={"pixels": False, "was": "licence"})
     url: _Credit = field(default="", metadata={"pixels": False})
     intake: Annotated[int, Between(1, 2)] = field(default=1, metadata={"before": 1})
+    # Of foregrounds; only composed records go by them, see `PinnedRecipe.fingerprint`.
+    category: Annotated[str, Text(MAX_TEXT)] = _later("", pixels=False)
+    height_m: Annotated[float, Between(0, 10_000)] = _later(0.0, pixels=False)
+    stance: Stance = _later("ground", pixels=False)
+    cut_at: CutAt = _later("", pixels=False)
+    # Over what was prepared beside the picture itself: smaller sizes, depth, ground.
+    prepared_sha256: _MaybeSha256 = _later("")
 
     def __post_init__(self) -> None:
         check(self)
@@ -226,6 +244,15 @@ class PinnedRecipe:
         return tuple(max(1, (n * wanted + first // 2) // first) for n in given)
 
     @cached_property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the classes of foregrounds, sorted; those of an extension follow."""
+        names: list[str] = []
+        for stage in range(len(self.stages) + 1):
+            there = {e.category or NO_CATEGORY for e in self.at(stage).foregrounds}
+            names += sorted(there - set(names))
+        return tuple(names)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Sha256 (hex) over everything that decides the data: recipe, sources, depth weights."""
         content = {
@@ -237,6 +264,10 @@ class PinnedRecipe:
         }
         if self.stages:
             content["stages"] = self.stages
+        if self.recipe.is_composed:
+            content["scenes"] = [
+                [s.category, s.height_m, s.stance, s.cut_at] for s in self.foregrounds
+            ]
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -358,11 +389,32 @@ class PinnedRecipe:
                 for name in old
                 if name in new and old[name] != new[name]
             ]
+            lines += _prepared_otherwise(kind, getattr(self, kind), getattr(other, kind))
         held, asked = self.depth, other.depth
         if (held and held.weights_sha256) != (asked and asked.weights_sha256):
             names = [depth.model if depth else NO_DEPTH_MODEL for depth in (held, asked)]
             lines.append(f"depth is by {names[0]!r}, asked for are other weights, {names[1]!r}")
         return lines
+
+
+def _prepared_otherwise(
+    kind: str, held: Iterable[SourceEntry], asked: Iterable[SourceEntry]
+) -> Iterator[str]:
+    """Name the sources of equal files of which something else became."""
+    before = {(s.id, s.sha256): s for s in held}
+    for source in asked:
+        old = before.get((source.id, source.sha256))
+        if old is None:
+            continue
+        for name in ("category", "height_m", "stance", "cut_at"):
+            was, now = getattr(old, name), getattr(source, name)
+            if was != now:
+                yield f"{kind}: {name} of {source.id} is {was!r}, now it is {now!r}"
+        if old.prepared_sha256 != source.prepared_sha256:
+            yield (
+                f"{kind}: sizes, depth or ground of {source.id} come out differently here, as by "
+                "another processor; what the set was made of lies in its own folder"
+            )
 
 
 def _source_content(source: SourceEntry) -> list[Any]:

@@ -15,12 +15,17 @@ from builder.untrusted import printable
 
 DEMO_DEPTH_MODEL = "demo"
 NO_DEPTH_MODEL = "none"
+MEASURED_DEPTH = "measured"  # no model: every background brings its own depth
 
 BackgroundFit = Literal["crop", "stretch"]
 ImageFormat = Literal["jpeg", "webp", "png"]
 DepthFormat = Literal["png16", "jpeg8"]
 Precision = Literal["auto", "float32", "mixed", "bfloat16"]
 DepthMeaning = Literal["auto", "metric", "relative-depth", "relative-inverse"]
+Layout = Literal["pairs", "scenes"]
+Placement = Literal["uniform", "ground"]
+DepthSource = Literal["network", "composed"]
+Balance = Literal["none", "category"]
 
 MAX_SIDE = 4096  # px of a record, so of a prepared source too
 MAX_TEXT = 4096  # characters; also the longest path of most systems
@@ -29,6 +34,61 @@ MAX_TEXT = 4096  # characters; also the longest path of most systems
 def _option(default: Any, meaning: str, **rules: Any) -> Any:
     """Return a field of the recipe; one that is added gives `before`, see `builder.typed`."""
     return field(default=default, metadata={"meaning": meaning, **rules})
+
+
+# What a field is when it is not chosen, by layout.
+_BY_LAYOUT: dict[str, dict[Layout, Any]] = {
+    "placements": {"pairs": 20, "scenes": 1000},
+    "records": {"pairs": None, "scenes": 20_000},
+    "size": {"pairs": 224, "scenes": 512},
+    "foreground_size": {"pairs": 100, "scenes": 0.45},
+    "objects": {"pairs": "1", "scenes": "1-4"},
+    "placement": {"pairs": "uniform", "scenes": "ground"},
+    "depth_source": {"pairs": "network", "scenes": "composed"},
+    "scale_jitter": {"pairs": 0.0, "scenes": 0.5},
+    "truncation": {"pairs": 0.0, "scenes": 0.25},
+    "max_overlap": {"pairs": 0.4, "scenes": 0.4},
+    "min_visible": {"pairs": 0.3, "scenes": 0.3},
+}
+MAX_OBJECTS = 255  # numbers in 8 bits
+LARGEST_SHARE = 1.1  # of the side of a record that a foreground of varying size may have
+
+
+def layout_default(name: str, layout: Layout) -> Any:
+    """Return what a field of the recipe is when it is not chosen; see `Recipe`."""
+    by_layout = _BY_LAYOUT.get(name)
+    return by_layout[layout] if by_layout else getattr(_DEFAULTS, name)
+
+
+def _numbers(text: str, kind: type) -> tuple[Any, Any] | None:
+    """Read "2" or "1-4"; None of anything else."""
+    parts = text.split("-")
+    try:
+        values = [kind(part) for part in parts]
+    except ValueError:
+        return None
+    return (values[0], values[-1]) if len(values) <= 2 and values[0] <= values[-1] else None
+
+
+def _object_counts(value: str, recipe: Any) -> str | None:
+    counts = _numbers(value, int)
+    if counts is None or not 1 <= counts[0] <= counts[1] <= MAX_OBJECTS:
+        return f"is {value!r}; it must be a number from 1 to {MAX_OBJECTS}, or a range such as 1-4"
+    if recipe.layout == "pairs" and counts != (1, 1):
+        return f"is {value!r}; several objects need layout scenes"
+    return None
+
+
+def _foreground_size(value: float | str, recipe: Any) -> str | None:
+    if isinstance(value, int):
+        return Between(2, "size")(value, recipe)
+    sizes = (value, value) if isinstance(value, float) else _numbers(value, float)
+    if sizes is None or not 0.02 <= sizes[0] <= sizes[1] <= LARGEST_SHARE:
+        return (
+            f"is {value!r}; it must be whole px, a share of the record's side from 0.02 to "
+            f"{LARGEST_SHARE}, or a range of shares such as 0.2-0.8"
+        )
+    return None
 
 
 def _multiple_of_32(value: int | None, _recipe: Any) -> str | None:
@@ -50,16 +110,55 @@ class Recipe:
         RecipeError: a field has the wrong type or lies outside its range.
     """
 
+    layout: Layout = _option(
+        "pairs",
+        "pairs: one object wholly inside, every foreground on every background; scenes: several "
+        "that stand on the ground",
+        before="pairs",
+    )
     placements: Annotated[int, Between(1, 10**9)] = _option(
-        20, "random places per foreground, background and flip"
+        None, "random places per foreground, background and flip"
     )
     flip: bool = _option(True, "also make every record with the foreground mirrored")
     records: Annotated[int | None, Between(1, 2**62)] = _option(
         None, "how many of all records to make, shared out over the splits", before=None
     )
-    size: Annotated[int, Between(16, MAX_SIDE)] = _option(224, "side of a record in px")
-    foreground_size: Annotated[int, Between(2, "size")] = _option(
-        100, "longer side of a pasted foreground in px"
+    size: Annotated[int, Between(16, MAX_SIDE)] = _option(None, "side of a record in px")
+    foreground_size: Annotated[int | float | str, _foreground_size] = _option(
+        None,
+        "longer side of a foreground: px, a share of the record's side, or a range of shares; on "
+        "the ground, at its middle distance",
+    )
+    objects: Annotated[str, _object_counts] = _option(
+        None, "objects in a record, such as 3 or 1-4", before="1"
+    )
+    placement: Placement = _option(
+        None, "where objects stand: on the background's ground, or anywhere", before="uniform"
+    )
+    depth_source: DepthSource = _option(
+        None,
+        "network: the depth model sees each composite; composed: it sees each background once, and "
+        "objects get the depth of where they stand",
+        before="network",
+    )
+    scale_jitter: Annotated[float, Between(0, 2)] = _option(
+        None, "octaves by which an object may be smaller or larger than its place asks", before=0.0
+    )
+    truncation: Annotated[float, Between(0, 0.9)] = _option(
+        None, "share of an object that may lie outside of the record", before=0.0
+    )
+    max_overlap: Annotated[float, Between(0, 1)] = _option(
+        None, "share of an object that another may hide", before=0.4
+    )
+    min_visible: Annotated[float, Between(0, 1)] = _option(
+        None, "share of an object that must be seen, or it is left out", before=0.3
+    )
+    occlude: bool = _option(False, "let nearer parts of the background hide objects", before=False)
+    balance: Balance = _option(
+        "none", "category: draw objects evenly from the categories", before="none"
+    )
+    fov_deg: Annotated[float, Between(10, 150)] = _option(
+        60.0, "horizontal field of view of the backgrounds' camera in degrees", before=60.0
     )
     background_fit: BackgroundFit = _option("crop", "how a background becomes square")
     holdout: Annotated[float, Between(0, 0.9)] = _option(
@@ -70,7 +169,8 @@ class Recipe:
     # in `DepthInfo`: weights, kind, quantity.
     depth_model: Annotated[str | None, Text(MAX_TEXT), _not_empty] = _option(
         DEMO_DEPTH_MODEL,
-        "Hub id or folder of a depth-estimation model, checkpoint of DenseDepth, 'demo' or 'none'",
+        "Hub id or folder of a depth-estimation model, checkpoint of DenseDepth, 'demo', 'none'; "
+        "'measured': every background has its NAME.depth.png",
         pixels=False,
     )
     depth_revision: Annotated[str | None, Text(MAX_TEXT)] = _option(
@@ -98,21 +198,34 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.depth_model is None:
             object.__setattr__(self, "depth_model", NO_DEPTH_MODEL)
+        for name, by_layout in _BY_LAYOUT.items():
+            if getattr(self, name) is None and self.layout in by_layout:
+                object.__setattr__(self, name, by_layout[self.layout])
         check(self)
-        for name in ("holdout", "depth_precision"):
+        for name in _FLOATS:
             # 0, 0.0 and -0.0 are one recipe, so they need one fingerprint
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+        if self.is_measured and self.depth_source != "composed":
+            raise RecipeError(
+                "depth_model is measured, which is the depth of backgrounds alone; use it with "
+                "depth_source composed."
+            )
+        if self.placement == "ground" and self.background_fit == "stretch":
+            raise RecipeError(
+                "background_fit is stretch, which bends the perspective that placement ground "
+                "goes by; use crop."
+            )
         if self.depth_input is None:
             default = 256 if self.depth_model == DEMO_DEPTH_MODEL else 480
             object.__setattr__(self, "depth_input", default)
 
     def __repr__(self) -> str:
         """Return the call that makes this recipe, without what is as by default."""
-        default = Recipe(depth_model=self.depth_model)  # which decides depth_input
+        default = Recipe(layout=self.layout, depth_model=self.depth_model)
         shown = {
             name: value
             for name, value in self.to_dict().items()
-            if value != getattr(default if name == "depth_input" else _DEFAULTS, name)
+            if value != getattr(_DEFAULTS if name in ("layout", "depth_model") else default, name)
         }
         return f"Recipe({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -125,6 +238,63 @@ class Recipe:
     def per_pair(self) -> int:
         """Number of records that a foreground and a background give."""
         return (2 if self.flip else 1) * self.placements
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether every background brings its own depth, and no model is asked."""
+        return self.depth_model == MEASURED_DEPTH
+
+    @property
+    def n_objects(self) -> tuple[int, int]:
+        """Least and most objects of a record."""
+        counts = _numbers(self.objects, int)
+        assert counts is not None
+        return counts
+
+    @property
+    def foreground_sides(self) -> tuple[int, int]:
+        """Least and most px of a foreground's longer side (on the ground: at its middle)."""
+        if isinstance(self.foreground_size, str):
+            shares = _numbers(self.foreground_size, float)
+            assert shares is not None
+        elif isinstance(self.foreground_size, float):
+            shares = self.foreground_size, self.foreground_size
+        else:
+            return self.foreground_size, self.foreground_size
+        low, high = (max(2, round(share * self.size)) for share in shares)
+        return low, high
+
+    @property
+    def has_ladder(self) -> bool:
+        """Whether a foreground has several sizes in the set, and so is prepared at each."""
+        low, high = self.foreground_sides
+        return low != high or self.placement == "ground" or self.scale_jitter > 0
+
+    @property
+    def largest_side(self) -> int:
+        """Longer side in px that a foreground is prepared at, at most."""
+        side = round(LARGEST_SHARE * self.size)
+        return side if self.has_ladder else self.foreground_sides[1]
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether records are scenes in the making: anything but one object, placed as in 0.1.0."""
+        return (
+            self.layout == "scenes"
+            or self.has_ladder
+            or self.depth_source == "composed"
+            or self.truncation > 0
+        )
+
+    @property
+    def composes_depth(self) -> bool:
+        """Whether the depth of a record is composed, and no model sees it."""
+        return self.has_depth and self.depth_source == "composed"
+
+    @property
+    def needs_background_depth(self) -> bool:
+        """Whether the depth of each background is prepared with it."""
+        return self.composes_depth or self.placement == "ground"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
@@ -147,6 +317,10 @@ class Recipe:
         return stored(self)
 
 
+_FLOATS = (
+    *("holdout", "depth_precision", "scale_jitter", "truncation", "max_overlap", "min_visible"),
+    "fov_deg",
+)
 _DEFAULTS = Recipe()
 
 

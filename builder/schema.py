@@ -23,13 +23,17 @@ MASK_ON = 255
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its name, `datasets` feature (dtype or `Image:mode`), shape, unit, meaning."""
+    """One column: its name, `datasets` feature (dtype or `Image:mode`), shape, unit, meaning.
+
+    `classes` names those of the classes that a number in it stands for.
+    """
 
     name: str
     feature: str
     shape: str
     unit: str
     meaning: str
+    classes: tuple[str, ...] = ()
 
 
 COLUMNS = (
@@ -59,7 +63,41 @@ COLUMNS = (
     ),
 )
 
-IMAGE_COLUMNS = tuple(column.name for column in COLUMNS if column.feature.startswith("Image"))
+# What scenes have beside those.
+SCENE_COLUMNS = (
+    Column(
+        "instances",
+        "Image:L",
+        "(size, size) uint8",
+        "",
+        "k where the k-th object is seen, 0 = background",
+    ),
+    Column("objects", "objects", "a list a field", "", "the objects, as a dict of lists"),
+)
+# The fields of `objects`: feature, unit, meaning.
+OBJECTS = {
+    "id": ("int32", "", "k, the object's value in `instances`"),
+    "category": ("category", "", "class of its foreground"),
+    "bbox": ("int32:4", "px", "box of what is seen of it: x, y, width, height (COCO order)"),
+    "area": ("int32", "px", "pixels seen of it"),
+    "foreground_id": ("string", "", "foreground: stem of the source file"),
+    "flipped": ("bool", "", "whether it is mirrored left to right"),
+    "level": ("int32", "", "its size on the foreground's ladder, 0 = largest"),
+    "left_px": ("int32", "px", "left edge of the foreground at that size; may be outside"),
+    "top_px": ("int32", "px", "top edge of the foreground at that size; may be outside"),
+    "foot_x": ("int32", "px", "where it stands: column"),
+    "foot_y": ("int32", "px", "where it stands: row"),
+    "depth_mm": ("int32", "mm", "depth at its foot, in the unit of `depth`; 0 = unknown"),
+    "stance": ("string", "", "ground: it stands there; free: it is anywhere before the background"),
+    "visible": ("float32", "0 to 1", "share of its part in the frame that nothing hides"),
+    "truncated": ("float32", "0 to 1", "share of it outside of the frame"),
+    "bbox_amodal": ("int32:4", "px", "box of all of it, seen or not, beyond the frame too"),
+    "area_amodal": ("int32", "px", "pixels of all of it"),
+}
+
+IMAGE_COLUMNS = tuple(
+    column.name for column in (*COLUMNS, *SCENE_COLUMNS) if column.feature.startswith("Image")
+)
 
 SOURCE_COLUMNS = (
     Column("image", "Image", "(h, w, 3) or (h, w, 4)", "sRGB", "the prepared image, lossless PNG"),
@@ -77,6 +115,27 @@ SOURCE_COLUMNS = (
     Column("intake", "int32", "", "", "2: by the file's own bits, alpha or colour profile; else 1"),
 )
 
+FOREGROUND_COLUMNS = (
+    Column("category", "string", "", "", "class: from credits.csv, or the first folder"),
+    Column("height_m", "float64", "", "m", "true height, 0 = unknown; from credits.csv"),
+    Column("stance", "string", "", "", "ground: it stands; free: it may be anywhere"),
+    Column("cut_at", "string", "", "", "edge at which its own photograph cut it off"),
+)
+LEVELS_COLUMN = Column(
+    "levels", "Images", "(h, w, 4) uint8", "sRGB", "smaller sizes, a quarter octave apart each"
+)
+BACKDROP_COLUMNS = (
+    Column("prepared_sha256", "string", "", "hex", "hash of depth and ground"),
+    Column("depth", "Image", "(size, size) uint16", "mm, 0 = unknown", "depth of the background"),
+    Column("depth_by", "string", "", "", "estimated by the depth model, or measured"),
+    Column("ground", "Image", "(size, size) 1 bit", "", "where objects stand; null: nowhere"),
+    Column("ground_plane", "int64:3", "", "", "a, b, c: a u + b v + c is inverse depth there"),
+    Column("ground_edges", "int64:7", "", "", "inverse depths between bands of distance"),
+    Column("ground_support", "float32", "0 to 1", "", "share of the picture on that plane"),
+    Column("horizon_px", "float32", "", "px", "row of the horizon in the middle column"),
+    Column("roll_deg", "float32", "", "degrees", "tilt of the horizon"),
+    Column("why_free", "string", "", "", "why it has no ground"),
+)
 
 _DEPTH_COLOUR = Column(
     "depth_colour",
@@ -90,37 +149,68 @@ _SPLIT = Column("record_split", "string", "", "", "split of the default config t
 _OLD_SPLIT = replace(_SPLIT, name="split")  # in previews of 0.1.0
 
 
-def record_columns(recipe: Recipe) -> tuple[Column, ...]:
-    """Return the columns a set with this recipe has (no depth without a depth model)."""
-    return tuple(c for c in COLUMNS if c.name != "depth" or recipe.has_depth)
+def record_columns(recipe: Recipe, categories: tuple[str, ...] = ()) -> tuple[Column, ...]:
+    """Return the columns a set with this recipe has (no depth without a depth model).
 
-
-def source_columns(names: Iterable[str]) -> tuple[Column, ...]:
-    """Return the columns due in a file of prepared sources that has columns of these names.
-
-    They are `SOURCE_COLUMNS`, but for what an earlier version called otherwise or did not have.
+    Args:
+        categories: names of the classes of its foregrounds.
     """
-    found, names = {field.name: field for field in checked_fields(SourceEntry)}, set(names)
-    columns = []
-    for column in SOURCE_COLUMNS:
-        field = found.get(column.name)
+    columns = tuple(c for c in COLUMNS if c.name != "depth" or recipe.has_depth)
+    if recipe.composes_depth:
+        what = "depth of the scene, composed of the background's and of where the objects stand"
+        columns = tuple(replace(c, meaning=what) if c.name == "depth" else c for c in columns)
+    if recipe.layout == "scenes":
+        instances, objects = SCENE_COLUMNS
+        mask = "exact mask of all objects (alpha >= 50 %)"
+        columns = tuple(replace(c, meaning=mask) if c.name == "mask" else c for c in columns)
+        at = next(n for n, c in enumerate(columns) if c.name == "mask") + 1
+        objects = replace(objects, classes=categories)
+        columns = (*columns[:at], instances, *columns[at:-1], objects, columns[-1])
+    return columns
+
+
+def source_columns(
+    kind: str, recipe: Recipe, names: Iterable[str] | None = None
+) -> tuple[Column, ...]:
+    """Return the columns due in a file of prepared sources.
+
+    Args:
+        kind: "foreground" or "background".
+        recipe: of the set.
+        names: of the columns that a file has, which an earlier version may have called otherwise
+            or did not have.
+    """
+    columns: tuple[Column, ...] = SOURCE_COLUMNS
+    if kind == "foreground":
+        columns += (*FOREGROUND_COLUMNS, *((LEVELS_COLUMN,) if recipe.has_ladder else ()))
+    elif recipe.needs_background_depth:
+        columns += BACKDROP_COLUMNS
+    if names is None:
+        return columns
+    fields, names = {field.name: field for field in checked_fields(SourceEntry)}, set(names)
+    due = []
+    for column in columns:
+        field = fields.get(column.name)
         name = field.name_in(names) if field else column.name
         if name or (field and "before" not in field.metadata):
-            columns.append(replace(column, name=name or column.name))
-    return tuple(columns)
+            due.append(replace(column, name=name or column.name))
+    return tuple(due)
 
 
-def preview_columns(recipe: Recipe, names: Iterable[str] = ()) -> tuple[Column, ...]:
+def preview_columns(
+    recipe: Recipe, categories: tuple[str, ...] = (), names: Iterable[str] = ()
+) -> tuple[Column, ...]:
     """Return the columns due in the config `preview`; `names` are those that a file of it has."""
     colour = (_DEPTH_COLOUR,) if recipe.has_depth else ()
-    return (*record_columns(recipe), *colour, _OLD_SPLIT if _OLD_SPLIT.name in names else _SPLIT)
+    split = _OLD_SPLIT if _OLD_SPLIT.name in names else _SPLIT
+    return (*record_columns(recipe, categories), *colour, split)
 
 
 def features(columns: tuple[Column, ...]) -> Features:
     """Return the `datasets` features of some columns."""
     from datasets import Features
 
-    return Features({column.name: _feature(column.feature) for column in columns})
+    return Features({column.name: _feature(column.feature, column.classes) for column in columns})
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
@@ -133,10 +223,16 @@ def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
     return schema.with_metadata({**schema.metadata, b"huggingface": content})
 
 
-def _feature(text: str) -> Any:
-    from datasets import Image, List, Value
+def _feature(text: str, classes: tuple[str, ...]) -> Any:
+    from datasets import ClassLabel, Image, List, Value
 
     dtype, _, detail = text.partition(":")
     if dtype == "Image":
         return Image(mode=detail or None)
+    if dtype == "Images":
+        return List(Image(mode=detail or None))
+    if dtype == "category":
+        return ClassLabel(names=list(classes))
+    if dtype == "objects":
+        return {name: List(_feature(kind, classes)) for name, (kind, *_) in OBJECTS.items()}
     return List(Value(dtype), length=int(detail)) if detail else Value(dtype)

@@ -18,7 +18,7 @@ from datasets.formatting.torch_formatter import TorchFormatter
 from datasets.iterable_dataset import ExamplesIterable
 
 from builder.build import BuildOptions, Project, load_estimator
-from builder.recipe import Recipe
+from builder.pinned import PinnedRecipe
 from builder.record import Encoder, Plan, Renderer
 from builder.schema import features, record_columns
 from builder.sources import SourceBank
@@ -37,18 +37,25 @@ def units_of(n_records: int) -> list[Unit]:
     return [(start, min(start + size, n_records)) for start in range(0, n_records, size)]
 
 
-def encoded_features(recipe: Recipe, with_depth: bool = True) -> Features:
+def encoded_features(pinned: PinnedRecipe, with_depth: bool = True) -> Features:
     """Return the columns of the stored set, with or without depth."""
-    columns = record_columns(recipe)
+    columns = record_columns(pinned.recipe, pinned.categories)
     return features(tuple(c for c in columns if with_depth or c.name != "depth"))
 
 
-def array_features(recipe: Recipe) -> Features:
-    """Return the columns of a stream of arrays: those of the set, but for depth and hash."""
-    found = encoded_features(recipe, with_depth=False)
+def array_features(pinned: PinnedRecipe) -> Features:
+    """Return the columns of a stream of arrays: those of the set, but for its hash.
+
+    They hold depth where it is composed.
+    """
+    recipe = pinned.recipe
+    found = encoded_features(pinned, recipe.composes_depth)
     del found["pixel_hash"]
+    for name in ("mask", "instances", "depth"):
+        if name in found:
+            dtype = "uint16" if name == "depth" else "uint8"
+            found[name] = Array2D((recipe.size, recipe.size), dtype)
     found["fg_bg"] = Array3D((recipe.size, recipe.size, 3), "uint8")
-    found["mask"] = Array2D((recipe.size, recipe.size), "uint8")
     return found
 
 
@@ -87,13 +94,18 @@ class RecordMaker:
         encoder = Encoder(self._project.pinned)
         for start, stop in units:
             for record in self.renderer(with_depth).records(split, start, stop, epoch):
-                yield record.record_id, encoder.row(record)
+                yield record.record_id, encoder.row(record, with_depth=with_depth)
 
     def arrays(self, split: str, units: list[Unit], epoch: int = 0) -> Rows:
         """Yield record ids and rows with pictures as they were composed."""
+        pictures: dict[str, Any]
         for start, stop in units:
             for record in self.renderer(with_depth=False).composites(split, start, stop, epoch):
                 pictures = {"fg_bg": record.fg_bg, "mask": record.mask}
+                if record.scene is not None and record.scene.objects is not None:
+                    pictures["instances"] = record.scene.instances
+                if record.depth is not None:
+                    pictures["depth"] = record.depth
                 yield (
                     record.record_id,
                     {"record_id": record.record_id, **pictures, **record.described()},

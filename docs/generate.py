@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from builder.cli import main
-from builder.schema import COLUMNS, SOURCE_COLUMNS, Column
+from builder.schema import COLUMNS, OBJECTS, SCENE_COLUMNS, SOURCE_COLUMNS, Column
 from tests.unit.test_layers import ROOMS, room_files
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +45,15 @@ def columns(of: tuple[Column, ...]) -> list[str]:
 def _feature(text: str) -> str:
     dtype, _, detail = text.partition(":")
     return f"{dtype}[{detail}]" if detail else dtype
+
+
+def scene_columns() -> list[str]:
+    """Return one row for each column of scenes beside those of pairs, and each field of objects."""
+    rows = [(f"`{c.name}`", _feature(c.feature), c.unit, c.meaning) for c in SCENE_COLUMNS]
+    rows += [
+        (f"`objects.{name}`", _feature(kind), *rest) for name, (kind, *rest) in OBJECTS.items()
+    ]
+    return table(("column", "feature", "unit", "meaning"), rows)
 
 
 def commands() -> list[str]:
@@ -125,6 +134,7 @@ def _about(path: Path) -> str:
 PARTS: dict[str, Any] = {
     "columns": lambda: columns(COLUMNS),
     "source columns": lambda: columns(SOURCE_COLUMNS),
+    "scene columns": scene_columns,
     "commands": commands,
     "rooms": rooms,
 }

@@ -2297,6 +2297,15 @@ def render(
     return _to_bytes(_camera_faults(picture, rng)), depth_m
 
 
+def render_scene(scene: Scene, size: int, seed: int) -> tuple[Bytes, Array]:
+    """Picture (size, size, 3) uint8 of a scene and its z-depth (size, size) in m, inf in the sky.
+
+    Without a camera's faults and unclipped, for measuring against.
+    """
+    colour, depth_m = _cast(scene, size, size, np.random.default_rng(seed))
+    return _to_bytes(_develop(colour, 1.0, np.ones(3, np.float32))), depth_m
+
+
 def render_background(seed: int, size: tuple[int, int], kind: str, samples: int = 4) -> Bytes:
     """A clean picture (H, W, 3) of a scene, `samples` x `samples` rays per pixel and no camera
     faults.

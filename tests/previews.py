@@ -76,7 +76,7 @@ def make_build(
     renderer = Renderer(plan, bank, cast("DepthEstimator", Slope()) if depth else None)
     for kind, prepared in (("foregrounds", foregrounds), ("backgrounds", backgrounds)):
         (out / kind).mkdir(parents=True)
-        write_sources(out / kind / SOURCES_FILE, prepared)
+        write_sources(out / kind / SOURCES_FILE, kind[:-1], recipe, prepared)
     for split in plan.splits.values():
         for shard in range(split.n_shards):
             path = out / shard_file(split, shard, file_format)
@@ -95,4 +95,4 @@ def make_build(
 def _prepared(folder: Path, kind: Any, recipe: Recipe) -> tuple[list[Source], tuple[Any, ...]]:
     sources = prepare(folder, kind, recipe).sources
     entries = hold_out([source.entry for source in sources], recipe.holdout, recipe.seed)
-    return [Source(e, s.png) for e, s in zip(entries, sources, strict=True)], entries
+    return [replace(s, entry=e) for e, s in zip(entries, sources, strict=True)], entries

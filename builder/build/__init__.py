@@ -1,5 +1,6 @@
 """Make the shards of a set and put it together."""
 
+from builder.build.backdrops import find_grounds
 from builder.build.engine import build_shards
 from builder.build.estimate import forecast
 from builder.build.finish import (
@@ -29,6 +30,7 @@ __all__ = [
     "build_shards",
     "build_status",
     "copy_as_parquet",
+    "find_grounds",
     "forecast",
     "load_estimator",
     "write_metadata",

@@ -164,7 +164,7 @@ class Ledger:
         return {split.name: self._finished(split) for split in self.plan.splits.values()}
 
     def _finished(self, split: SplitPlan) -> FinishedSplit:
-        statistics = Statistics(self.plan.pinned.recipe.size)
+        statistics = Statistics.of(self.plan.pinned.recipe)
         stored, shards = [], []
         if earlier := self._earlier.get(split.name):
             statistics.merge(earlier.statistics)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from builder.build.backdrops import depth_info, with_backdrops
 from builder.depth import DepthModel, locate_model
 from builder.errors import BadSourcesError, RecipeMismatchError
 from builder.layout import RECIPE_FILE, read_recipe
@@ -15,7 +16,13 @@ from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
 from builder.record import hold_out, hold_out_more
 from builder.remote import Place
-from builder.sources import Kind, PreparedFolder, Source, prepare, refuse_overlap
+from builder.sources import (
+    Kind,
+    PreparedFolder,
+    Source,
+    prepare,
+    refuse_overlap,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +91,12 @@ class Project:
         folders: dict[Kind, Path] = {"foreground": foreground_dir, "background": background_dir}
         prepared = _prepare_both(folders, recipe, skip_bad, work, before, progress)
         sources = {kind: folder.sources for kind, folder in prepared.items()}
+        info = depth_info(recipe, model)
+        groundless: tuple[tuple[str, str], ...] = ()
+        if recipe.needs_background_depth:
+            sources["background"], info, groundless = with_backdrops(
+                sources, recipe, model, before.depth if before else None, progress
+            )
         stages: tuple[tuple[int, int], ...] = ()
         if earlier is None:
             held_out = {
@@ -97,8 +110,8 @@ class Project:
             recipe=recipe,
             foregrounds=held_out["foreground"],
             backgrounds=held_out["background"],
-            depth=model.info if model else None,
-            skipped=tuple(pair for folder in prepared.values() for pair in folder.skipped),
+            depth=info,
+            skipped=(*(p for folder in prepared.values() for p in folder.skipped), *groundless),
             stages=stages,
         )
         return cls(
@@ -168,11 +181,19 @@ def _earlier_first(
             elif source.entry.sha256 != entry.sha256:
                 differences.append(f"{kind}s: the file of {entry.id} has changed")
             else:
-                old.append(source)
+                old.append(_as_it_was(source, held.get(entry.id)))
         arranged[kind] = (*old, *_new(by_id.values(), old))
     if differences:
         raise RecipeMismatchError(work.out if work else "the earlier set", differences)
     return arranged
+
+
+def _as_it_was(source: Source, held: Source | None) -> Source:
+    """Return a source of an earlier set with the depth and the ground that it has there."""
+    if held is None or held.backdrop is None:
+        return source
+    entry = replace(source.entry, prepared_sha256=held.entry.prepared_sha256)
+    return replace(source, entry=entry, backdrop=held.backdrop)
 
 
 def _new(found: Iterable[Source], old: Sequence[Source]) -> list[Source]:
@@ -207,4 +228,4 @@ def _extended(
 def _with_entries(
     sources: tuple[Source, ...], entries: tuple[SourceEntry, ...]
 ) -> tuple[Source, ...]:
-    return tuple(Source(e, s.png) for s, e in zip(sources, entries, strict=True))
+    return tuple(replace(s, entry=e) for s, e in zip(sources, entries, strict=True))

@@ -91,7 +91,7 @@ def write_shard(
     Raises:
         OSError: the folder cannot be written.
     """
-    encoder, statistics = Encoder(pinned), Statistics(pinned.recipe.size)
+    encoder, statistics = Encoder(pinned), Statistics.of(pinned.recipe)
 
     def encode(record: Record) -> dict[str, Any]:
         row = encoder.row(record)
@@ -100,7 +100,7 @@ def write_shard(
 
     # Without a network to wait for, a second thread would only add its switching.
     rows = _in_background(encode, records) if pinned.depth else map(encode, records)
-    schema = arrow_schema(record_columns(pinned.recipe))
+    schema = arrow_schema(record_columns(pinned.recipe, pinned.categories))
     schema = schema.with_metadata({**schema.metadata, **_metadata(pinned)})
     with temporary_for(folder / f"{name}.{file_format}") as temporary:
         write_table(temporary, file_format, schema, rows, progress)

@@ -50,7 +50,12 @@ FINISH = "finish"  # the lease of who puts the set together
 WORK_VERSION = 2  # of the work folder's layout; 1 had no claims and held no file that says so
 
 _INSIDE = ".fgbg"  # the name of a work folder that lies in OUT
-_PREPARATION_FIELDS = ("size", "foreground_size", "background_fit")
+# What the pixels of prepared sources depend on, and what their depth and ground do, too.
+_PREPARATION = ("size", "largest_side", "has_ladder", "background_fit", "needs_background_depth")
+_DEPTH_PREPARATION = (
+    *("depth_model", "depth_revision", "depth_kind", "depth_input", "precision"),
+    "depth_precision",
+)
 
 
 class WorkFolder:
@@ -82,17 +87,22 @@ class WorkFolder:
             raise OutputError(f"{error}\nDelete {self.path} to start again.") from None
 
     def known_sources(self, kind: Kind, recipe: Recipe) -> dict[str, Source]:
-        """Return the sources, by file, that an interrupted build prepared in the same way."""
-        held = self.held()
-        if held is None or any(
-            getattr(held.recipe, name) != getattr(recipe, name) for name in _PREPARATION_FIELDS
-        ):
-            return {}
-        try:
-            sources = read_sources(self.sources(kind, held.fingerprint))
-        except NotABuildError:
-            return {}  # prepared again, as a damaged shard is made again
-        return {source.entry.file: source for source in sources}
+        """Return the sources, by file, that were prepared in the same way.
+
+        By an interrupted build; or, where depth and ground belong to them, for the finished set.
+        """
+        names = (*_PREPARATION, *(_DEPTH_PREPARATION if recipe.needs_background_depth else ()))
+        folders: list[tuple[PinnedRecipe, Place]] = []
+        if recipe.needs_background_depth and (self.out / RECIPE_FILE).is_file():
+            folders.append((read_recipe(self.out), self.out / f"{kind}s" / SOURCES_FILE))
+        if (held := self.held()) is not None:
+            folders.append((held, self.sources(kind, held.fingerprint)))
+        known: dict[str, Source] = {}
+        for pinned, path in folders:
+            if all(getattr(pinned.recipe, name) == getattr(recipe, name) for name in names):
+                with suppress(NotABuildError):  # prepared again, as a damaged shard is made again
+                    known |= {source.entry.file: source for source in read_sources(path)}
+        return known
 
     def finished_sources(self, kind: Kind) -> list[Source]:
         """Return the prepared sources of the finished set in OUT, if there is one."""
@@ -248,7 +258,7 @@ class WorkFolder:
                 read_sources(path)
             except NotABuildError:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_sources(path, sources)
+                write_sources(path, kind, project.pinned.recipe, sources)
 
     def command(self) -> str:
         """Return a command that makes what is missing; made here, and quoted from no file."""

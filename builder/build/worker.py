@@ -55,12 +55,12 @@ class Event:
 def load_estimator(
     model: DepthModel | None, recipe: Recipe, options: BuildOptions
 ) -> DepthEstimator | None:
-    """Load a depth model as a build's options say; None where there is no depth.
+    """Load a depth model as a build's options say; None where none is needed.
 
     Raises:
         DepthModelError: the model cannot be loaded, or not be run so.
     """
-    if model is None:
+    if model is None or recipe.composes_depth:
         return None
     return DepthEstimator(
         model,

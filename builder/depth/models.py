@@ -71,7 +71,7 @@ def find_model(recipe: Recipe, held: DepthInfo | None = None) -> tuple[Recipe, D
     Raises:
         DepthModelError: there is no such model, or it cannot be used here.
     """
-    if not recipe.has_depth:
+    if not recipe.has_depth or recipe.is_measured:
         return recipe, None
     name = str(recipe.depth_model)
     if name == DEMO_DEPTH_MODEL:

@@ -1,11 +1,12 @@
 """What a record holds, by arithmetic alone: no file, no clock, no torch."""
 
-from builder.record.composition import ALPHA_IN_MASK
+from builder.record.composition import ALPHA_IN_MASK, Pixels
 from builder.record.encoder import Encoder
 from builder.record.encoding import (
     DepthCodec,
     decode_image,
     decode_image_into,
+    decode_instances,
     decode_mask,
     encode_image,
     encode_mask,
@@ -23,6 +24,7 @@ __all__ = [
     "DepthCodec",
     "Encoder",
     "Ids",
+    "Pixels",
     "Plan",
     "Record",
     "Renderer",
@@ -32,6 +34,7 @@ __all__ = [
     "Tally",
     "decode_image",
     "decode_image_into",
+    "decode_instances",
     "decode_mask",
     "encode_image",
     "encode_mask",

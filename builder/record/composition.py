@@ -36,6 +36,11 @@ class Cutout:
     box: tuple[int, int, int, int]
     n_mask: int
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory it takes."""
+        return self.weighted.nbytes + self.clear.nbytes + self.mask.nbytes
+
 
 @dataclass(frozen=True)
 class Composite:
@@ -108,9 +113,18 @@ def paste(background: Pixels, cutout: Cutout, left_px: int, top_px: int) -> Comp
     )
 
 
-def pixel_hash(fg_bg: Pixels, mask: Pixels) -> str:
-    """Return the XXH3-128 (hex) of a composite's and its mask's pixels, row by row."""
+def pixel_hash(
+    fg_bg: Pixels,
+    mask: Pixels,
+    instances: Pixels | None = None,
+    depth: npt.NDArray[np.uint16] | None = None,
+) -> str:
+    """Return the XXH3-128 (hex) of a record's pixels, row by row, composite and mask first."""
     digest = xxhash.xxh3_128()
     digest.update(np.ascontiguousarray(fg_bg).data)
     digest.update(np.packbits(np.ascontiguousarray(mask), axis=1).data)
+    if instances is not None:
+        digest.update(np.ascontiguousarray(instances).data)
+    if depth is not None:
+        digest.update(np.ascontiguousarray(depth, dtype="<u2").data)
     return digest.hexdigest()

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from builder.pinned import PinnedRecipe
-from builder.record.encoding import DepthCodec, decode_image, encode_image, encode_mask
+from builder.record.encoding import (
+    DepthCodec,
+    decode_image,
+    encode_image,
+    encode_instances,
+    encode_mask,
+)
 from builder.record.render import Record
 from builder.record.stats import Statistics
 from builder.schema import IMAGE_COLUMNS
@@ -18,13 +24,15 @@ class Encoder:
         self._recipe = pinned.recipe
         self._codec = DepthCodec(pinned.recipe, pinned.depth) if pinned.depth else None
 
-    def row(self, record: Record) -> dict[str, Any]:
+    def row(self, record: Record, *, with_depth: bool = True) -> dict[str, Any]:
         """Encode one record; images become `{"bytes": ..., "path": None}`."""
         images = {
             "fg_bg": encode_image(record.fg_bg, self._recipe),
             "mask": encode_mask(record.mask),
         }
-        if self._codec and record.depth is not None:
+        if record.scene is not None and record.scene.objects is not None:
+            images["instances"] = encode_instances(record.scene.instances)
+        if self._codec and record.depth is not None and with_depth:
             images["depth"] = self._codec.encode(record.depth)
         return {
             "record_id": record.record_id,
@@ -43,5 +51,6 @@ class Encoder:
             record.mask,
             depth,
             record.bbox,
+            record.scene.objects if record.scene else None,
             {column: len(row[column]["bytes"]) for column in IMAGE_COLUMNS if column in row},
         )

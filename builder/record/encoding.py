@@ -135,6 +135,26 @@ def encode_mask(mask: Pixels) -> bytes:
     return _grey_png(np.packbits(mask, axis=1), mask.shape[1], bit_depth=1)
 
 
+def encode_instances(instances: Pixels) -> bytes:
+    """Encode instances, (H, W) uint8, as 8-bit PNG."""
+    return _grey_png(instances, instances.shape[1], bit_depth=8)
+
+
+def decode_instances(encoded: bytes, size: int) -> Pixels:
+    """Decode what `encode_instances` returned to (H, W) uint8.
+
+    Args:
+        size: side in px that instances of the set have.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    rows = _grey_png_rows(encoded, size, bit_depth=8)
+    if rows is None:
+        raise ValueError(f"it is not a {size}x{size} px map of instances")
+    return np.ascontiguousarray(rows)
+
+
 def decode_mask(encoded: bytes, size: int) -> npt.NDArray[np.bool_]:
     """Decode what `encode_mask` returned, or any picture of a mask, to (H, W) bool.
 

@@ -181,7 +181,10 @@ class Plan:
         for name, parts in _parts(pinned, sources).items():
             if parts:
                 self.splits[name] = SplitPlan(name, *sources[name], pinned.recipe, parts)
-        self._blocks = [block for stage in _stages(pinned) for block in stage]
+        stages = _stages(pinned)
+        self._blocks = [block for stage in stages for block in stage]
+        self._stage_of = [number for number, stage in enumerate(stages) for _ in stage]
+        self._companions: dict[tuple[int, bool], tuple[tuple[int, ...], ...]] = {}
 
     @property
     def n_records(self) -> int:
@@ -196,6 +199,8 @@ class Plan:
         large as the record, some are drawn again. It is the number to be expected.
         """
         recipe, pinned = self.pinned.recipe, self.pinned
+        if recipe.is_composed:  # sizes, others and places differ, too
+            return 0
         held = self.n_records / pinned.n_possible  # of the draws
         distinct = 0.0
         for entry in pinned.foregrounds:
@@ -238,9 +243,33 @@ class Plan:
         recipe = self.pinned.recipe
         rest, k = divmod(record_id, recipe.placements)
         pair, flip = divmod(rest, 2) if recipe.flip else (rest, 0)
-        first, backgrounds, foregrounds = next(b for b in reversed(self._blocks) if b[0] <= pair)
+        first, backgrounds, foregrounds = self._blocks[self._block_of(pair)]
         background, foreground = divmod(pair - first, len(foregrounds))
         return Combination(backgrounds[background], foregrounds[foreground], bool(flip), k)
+
+    def _block_of(self, pair: int) -> int:
+        numbers = range(len(self._blocks) - 1, -1, -1)
+        return next(n for n in numbers if self._blocks[n][0] <= pair)
+
+    def companions(self, record_id: int, foreground: int) -> tuple[tuple[int, ...], ...]:
+        """Return the foregrounds that a record's objects may be, in groups drawn from evenly.
+
+        They are on the same side of the split as the record's own, so that none leaks, and were
+        there when the record was planned, so that an extension moves nothing. There is one group,
+        or with `balance` one a category.
+        """
+        recipe, entries = self.pinned.recipe, self.pinned.foregrounds
+        pair = record_id // recipe.per_pair
+        stage, held_out = self._stage_of[self._block_of(pair)], entries[foreground].held_out
+        if (found := self._companions.get((stage, held_out))) is None:
+            groups: dict[str, list[int]] = {}
+            for index in range(len(self.pinned.at(stage).foregrounds)):
+                if entries[index].held_out == held_out:
+                    name = entries[index].category if recipe.balance == "category" else ""
+                    groups.setdefault(name, []).append(index)
+            found = tuple(tuple(groups[name]) for name in sorted(groups))
+            self._companions[stage, held_out] = found
+        return found
 
     def placement(self, record_id: int, foreground: int, epoch: int = 0) -> tuple[int, int]:
         """Return (left_px, top_px): uniform over all places wholly inside the background.
@@ -255,16 +284,16 @@ class Plan:
         return (left * free_left) >> 64, (top * free_top) >> 64
 
 
-def random_words(seed: int, record_id: int, epoch: int = 0) -> tuple[int, int]:
-    """Return the two random 64-bit words of a record in an epoch.
+def random_words(seed: int, record_id: int, epoch: int = 0, n: int = 2) -> list[int]:
+    """Return the first random 64-bit words of a record in an epoch.
 
     Philox 4x64, keyed by seed and record id; the epoch is the second word of its counter.
     """
     own = _philox
     own.key[0], own.key[1], own.counter[1] = seed, record_id, epoch
     own.philox.state = own.state
-    first, second = own.philox.random_raw(2).tolist()
-    return first, second
+    words: list[int] = own.philox.random_raw(n).tolist()
+    return words
 
 
 class _ThreadPhilox(threading.local):

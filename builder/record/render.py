@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from math import isqrt
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from builder.caches import ByteCache
+from builder.pinned import NO_CATEGORY, PinnedRecipe
+from builder.record.compose import Seen, compose
 from builder.record.composition import Cutout, Pixels, cut_out, paste, pixel_hash
-from builder.record.plan import Plan
+from builder.record.plan import Plan, random_words
+from builder.record.scene import Rules, n_words, place_objects
+from builder.record.stage import Stage, focal_px_squared_4
+from builder.schema import MASK_ON, OBJECTS
 from builder.sources import SourceBank
+
+_CACHE_BYTES = 300 * 2**20  # of cut-outs ready to be pasted
 
 
 class Estimator(Protocol):
@@ -43,21 +51,43 @@ class Record:
     flipped: bool
     bbox: tuple[int, int, int, int]
     coverage: float
+    scene: Scene | None = None
 
     @property
     def pixel_hash(self) -> str:
-        """XXH3-128 (hex) of the pixels."""
-        return pixel_hash(self.fg_bg, self.mask)
+        """XXH3-128 (hex) of the pixels: composite and mask, and what else is made by integers."""
+        if self.scene is None:
+            return pixel_hash(self.fg_bg, self.mask)
+        depth = self.depth if self.scene.has_exact_depth else None
+        return pixel_hash(self.fg_bg, self.mask, self.scene.instances, depth)
 
     def described(self) -> dict[str, Any]:
         """Return what a row says of a record beside its id, pictures and hash."""
-        return {
+        described: dict[str, Any] = {
             "background_id": self.background_id,
             "foreground_id": self.foreground_id,
             "flipped": self.flipped,
             "bbox": list(self.bbox),
             "coverage": float(np.float32(self.coverage)),
         }
+        if self.scene is not None and self.scene.objects is not None:
+            described["objects"] = self.scene.objects
+        return described
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a composed record holds beside a record's own columns.
+
+    `instances` is (H, W) uint8, 0 = background, k = the k-th object; `objects` the column of that
+    name, a list a field, None where the layout has one object; `left_out` how many objects were
+    left out because too little of them would have been seen.
+    """
+
+    instances: Pixels
+    objects: dict[str, list[Any]] | None
+    has_exact_depth: bool
+    left_out: int
 
 
 class Renderer:
@@ -70,18 +100,27 @@ class Renderer:
     """
 
     def __init__(self, plan: Plan, bank: SourceBank, estimator: Estimator | None) -> None:
-        self._plan, self._bank, self._estimator = plan, bank, estimator
-        self._cutout = lru_cache(2048)(self._cut_out)
+        self._plan, self._bank = plan, bank
+        recipe = plan.pinned.recipe
+        self._composes_depth = recipe.composes_depth
+        self._estimator = None if self._composes_depth else estimator
+        self._cutout = ByteCache(self._cut_out, lambda cutout: cutout.size_bytes, _CACHE_BYTES)
+        self._stage = Stage(plan.pinned, bank) if recipe.is_composed else None
+        self._rules = rules_of(plan.pinned) if recipe.is_composed else None
 
     def _cut_out(self, foreground: int, flipped: bool) -> Cutout:
         return cut_out(self._bank.foreground(foreground), flipped)
 
     def compose(self, record_id: int, epoch: int = 0) -> Record:
-        """Make one record without depth, placed as in the stored set or, in epoch 1, 2, ..., anew.
+        """Make one record, placed as in the stored set or, in epoch 1, 2, ..., anew.
+
+        It has depth where that is composed.
 
         Raises:
             IndexError: there is no such record.
         """
+        if self._stage is not None:
+            return self._scene(self._stage, record_id, epoch)
         plan = self._plan
         what = plan.combination(record_id)
         left, top = plan.placement(record_id, what.foreground, epoch)
@@ -103,8 +142,41 @@ class Renderer:
             coverage=composite.coverage,
         )
 
+    def _scene(self, stage: Stage, record_id: int, epoch: int) -> Record:
+        plan, rules = self._plan, self._rules
+        assert rules is not None
+        recipe, what = plan.pinned.recipe, plan.combination(record_id)
+        own = None if recipe.balance == "category" else (what.foreground, what.flipped)
+        groups = plan.companions(record_id, what.foreground)
+        words = random_words(recipe.seed, record_id, epoch, n_words(rules))
+        placed = place_objects(rules, stage, what.background, own, groups, words)
+        made = compose(
+            self._bank.background(what.background),
+            stage.depth(what.background),
+            stage.tilt(what.background),
+            placed,
+            lambda one: stage.cutout(one.foreground, one.flipped, one.level),
+            min_visible=round(1000 * recipe.min_visible),
+            hides=stage.hides(what.background),
+            inverse=stage.inverse,
+        )
+        first = made.objects[0]
+        objects = columns_of(plan.pinned, made.objects) if recipe.layout == "scenes" else None
+        return Record(
+            record_id=record_id,
+            fg_bg=made.fg_bg,
+            mask=(made.instances > 0) * np.uint8(MASK_ON),
+            depth=made.depth if self._composes_depth else None,
+            background_id=plan.pinned.backgrounds[what.background].id,
+            foreground_id=plan.pinned.foregrounds[first.placed.foreground].id,
+            flipped=first.placed.flipped,
+            bbox=first.bbox,
+            coverage=first.area / made.instances.size,
+            scene=Scene(made.instances, objects, self._composes_depth, made.left_out),
+        )
+
     def composites(self, split: str, start: int, stop: int, epoch: int = 0) -> Iterator[Record]:
-        """Make the records at positions [start, stop) of a split, in order, without depth."""
+        """Make the records at positions [start, stop) of a split, in order, without a network."""
         for record_id in self._plan.splits[split].record_ids(start, stop).tolist():
             yield self.compose(record_id, epoch)
 
@@ -131,3 +203,38 @@ class Renderer:
                 depths = self._estimator(np.stack([record.fg_bg for record in batch]))
                 for record, depth in zip(batch, depths, strict=True):
                     yield replace(record, depth=depth)
+
+
+def rules_of(pinned: PinnedRecipe) -> Rules:
+    """Return how a recipe places objects, in whole numbers."""
+    recipe = pinned.recipe
+    focal = isqrt(focal_px_squared_4(recipe.size, recipe.fov_deg) << 30)
+    return Rules(
+        size=recipe.size,
+        objects=recipe.n_objects,
+        sides=recipe.foreground_sides,
+        on_ground=recipe.placement == "ground",
+        flip=recipe.flip,
+        jitter=round(64 * recipe.scale_jitter),
+        truncation=round(1000 * recipe.truncation),
+        max_overlap=round(1000 * recipe.max_overlap),
+        focal=focal,
+    )
+
+
+def columns_of(pinned: PinnedRecipe, objects: Sequence[Seen]) -> dict[str, list[Any]]:
+    """Return the column `objects` of a record: a list for each of its fields."""
+    categories = pinned.categories
+    columns: dict[str, list[Any]] = {name: [] for name in OBJECTS}
+    for number, seen in enumerate(objects, start=1):
+        one, entry = seen.placed, pinned.foregrounds[seen.placed.foreground]
+        outside = 1 - seen.n_inside / seen.area_amodal
+        values = (
+            *(number, categories.index(entry.category or NO_CATEGORY), list(seen.bbox), seen.area),
+            *(entry.id, one.flipped, one.level, one.left_px, one.top_px, *one.foot, one.depth),
+            *(one.stance, float(np.float32(seen.area / seen.n_inside))),
+            *(float(np.float32(outside)), list(seen.bbox_amodal), seen.area_amodal),
+        )
+        for name, value in zip(OBJECTS, values, strict=True):
+            columns[name].append(value)
+    return columns

@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from builder.recipe import Recipe
+
 Counts = npt.NDArray[np.int64]
 
 # Of the largest record, 4096 px square, and of what a set of 2^62 records could hold of it.
+_MAX_CATEGORIES = 65536
 _MAX_LEVELS, _MAX_CHANNELS, _MAX_COUNT = 4096**2 + 1, 4, 2**62
 
 
@@ -120,13 +123,16 @@ class Statistics:
 
     `tallies` by kind: `fg_bg` and `mask` over pixels 0..255, `depth` over stored units (0 =
     unknown), `mask_px` over the number of mask pixels a record has, `bbox` over x, y, width,
-    height. `size_bytes` sums the encoded bytes of each image column.
+    height. Scenes count their objects too: `objects` a record, and over all of them `object_px`
+    (pixels seen), `object_depth` (stored units at the foot), `visible` and `truncated` (whole
+    thousandths), `category`. `size_bytes` sums the encoded bytes of each image column.
 
     Args:
         size: side of a record in px.
+        scenes: whether there are objects to count.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, scenes: bool = False) -> None:
         self.size = size
         self.rows = 0
         self.size_bytes: dict[str, int] = {}
@@ -137,6 +143,20 @@ class Statistics:
             "mask_px": Tally(size * size + 1),
             "bbox": Tally(size + 1, 4),
         }
+        if scenes:
+            self.tallies |= {
+                "objects": Tally(256),
+                "object_px": Tally(size * size + 1),
+                "object_depth": Tally(65536),
+                "visible": Tally(1001),
+                "truncated": Tally(1001),
+                "category": Tally(_MAX_CATEGORIES),
+            }
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Statistics:
+        """Return the statistics, so far of nothing, of a set with this recipe."""
+        return cls(recipe.size, scenes=recipe.layout == "scenes")
 
     def add(
         self,
@@ -144,9 +164,10 @@ class Statistics:
         mask: npt.NDArray[np.uint8],
         depth: npt.NDArray[np.uint16] | None,
         bbox: Sequence[int],
+        objects: Mapping[str, Sequence[Any]] | None,
         size_bytes: Mapping[str, int],
     ) -> None:
-        """Count one record's pixels as a consumer decodes them."""
+        """Count one record's pixels, and its objects, as a consumer decodes them."""
         self.rows += 1
         # Pillow counts in C, three times as fast as bincount on three channels.
         self.tallies["fg_bg"].counts += np.asarray(fg_bg.histogram()).reshape(3, 256)
@@ -157,8 +178,19 @@ class Statistics:
         self.tallies["bbox"].counts[range(4), bbox] += 1
         if depth is not None:
             self.tallies["depth"].add(depth)
+        if objects is not None:
+            self._add_objects(objects)
         for column, count in size_bytes.items():
             self.size_bytes[column] = self.size_bytes.get(column, 0) + count
+
+    def _add_objects(self, objects: Mapping[str, Sequence[Any]]) -> None:
+        self.tallies["objects"].counts[0, len(objects["id"])] += 1
+        for kind, column in (("object_px", "area"), ("object_depth", "depth_mm")):
+            np.add.at(self.tallies[kind].counts[0], objects[column], 1)
+        np.add.at(self.tallies["category"].counts[0], objects["category"], 1)
+        for column in ("visible", "truncated"):
+            thousandths = [round(1000 * share) for share in objects[column]]
+            np.add.at(self.tallies[column].counts[0], thousandths, 1)
 
     def merge(self, other: Statistics) -> None:
         """Add another's counts to this one's."""
@@ -191,7 +223,7 @@ class Statistics:
             if not all(_is_count(n, _MAX_COUNT) for n in (rows, levels - 1, *size_bytes.values())):
                 raise ValueError("a count is none")
             read = {kind: Tally.from_json(tally) for kind, tally in tallies.items()}
-            statistics = cls(math.isqrt(levels - 1))
+            statistics = cls(math.isqrt(levels - 1), scenes="objects" in tallies)
             statistics.rows, statistics.size_bytes = rows, dict(size_bytes)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no statistics ({type(error).__name__}: {error})") from None

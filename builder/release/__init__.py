@@ -1,6 +1,7 @@
 """What is made from a finished set, and read from nothing else: card, page, publication, checks."""
 
 from builder.release.card import write_card
+from builder.release.ground_sheet import ground_sheet
 from builder.release.preview import LUT, TABLE_RECORDS, DepthScale, write_preview
 from builder.release.publish import Publication, PushPlan, publish
 from builder.release.verify import VerifyReport, verify
@@ -12,6 +13,7 @@ __all__ = [
     "Publication",
     "PushPlan",
     "VerifyReport",
+    "ground_sheet",
     "publish",
     "verify",
     "write_card",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from contextlib import suppress
 from dataclasses import fields
 from functools import reduce
@@ -29,8 +30,8 @@ from builder.layout import (
 from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
 from builder.record import Plan, Statistics, Summary, Tally
-from builder.schema import Column, features, preview_columns, record_columns
-from builder.sources import license_counts, read_sources, stored_columns, uncredited
+from builder.schema import OBJECTS, Column, features, preview_columns, record_columns
+from builder.sources import Kind, license_counts, read_sources, stored_columns, uncredited
 from builder.tables import FileFormat, Table
 from builder.untrusted import Unreadable, one_line, printable, refusing
 
@@ -342,14 +343,15 @@ def _yaml(
     recipe, file_format = pinned.recipe, built_format(out)
     rows = {name: split.rows for name, split in splits.items()}
     sizes = {name: split.size_bytes for name, split in splits.items()}
-    infos = {config: _info(config, record_columns(recipe), rows, sizes)}
+    infos = {config: _info(config, record_columns(recipe, pinned.categories), rows, sizes)}
     for kind, entries in _kinds(pinned):
         path = out / kind / SOURCES_FILE
-        columns, size = stored_columns(path), path.stat().st_size
+        singular: Kind = "foreground" if kind == "foregrounds" else "background"
+        columns, size = stored_columns(path, singular, recipe), path.stat().st_size
         infos[kind] = _info(kind, columns, {"train": len(entries)}, {"train": size})
     with suppress(Unreadable):  # then verify says so
         preview = Table(table, "parquet")
-        columns = preview_columns(recipe, preview.schema.names)
+        columns = preview_columns(recipe, pinned.categories, preview.schema.names)
         size = table.stat().st_size
         infos["preview"] = _info("preview", columns, {"train": preview.n_rows}, {"train": size})
     data = DatasetCardData(
@@ -401,7 +403,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Figures]) -> d
 
     recipe, plan = pinned.recipe, Plan(pinned)
     total = reduce(_added, (split.statistics for split in splits.values()))
-    listed = _credits(pinned)
+    listed, shown = _credits(pinned), recipe.to_dict()
     return {
         "n_records": _number(plan.n_records),
         "n_possible": (_number(pinned.n_possible) if plan.n_records < pinned.n_possible else None),
@@ -411,9 +413,10 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Figures]) -> d
         "demo": recipe.depth_model == DEMO_DEPTH_MODEL,
         "version": __version__,
         "fingerprint": pinned.fingerprint,
-        "columns": record_columns(recipe),
+        "columns": record_columns(recipe, pinned.categories),
         "splits": _split_rows(plan, splits),
         "statistics": _statistics_rows(out, pinned, total),
+        **_scenes(out, pinned, total),
         "depth_summary": _depth_summary(total, pinned) if pinned.depth else None,
         "depth_top": f"{pinned.depth.far / pinned.depth.scale:g}" if pinned.depth else None,
         **_placement(total, recipe),
@@ -421,6 +424,7 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Figures]) -> d
             {"name": f.name, "value": _value(getattr(recipe, f.name)), "meaning": meaning(f.name)}
             for f in fields(Recipe)
             if getattr(recipe, f.name) is not None
+            and f.name in shown
             and (pinned.depth or not f.name.startswith(("depth_", "precision")))
         ],
         "sources": [
@@ -436,6 +440,62 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Figures]) -> d
         "more_credits": max(0, len(listed) - _MAX_CREDITS),
         "skipped": [(_cell(name), _cell(reason)) for name, reason in summarized(pinned.skipped)],
     }
+
+
+def _scenes(out: Path, pinned: PinnedRecipe, total: Statistics) -> dict[str, Any]:
+    """Return what a card says of scenes, and of depth that is composed."""
+    recipe = pinned.recipe
+    scenes, depth_by = recipe.layout == "scenes", Counter[str]()
+    if recipe.composes_depth:
+        backgrounds = read_sources(out / "backgrounds" / SOURCES_FILE)
+        depth_by.update(s.backdrop.depth_by for s in backgrounds if s.backdrop)
+    categories = total.tallies["category"].counts[0] if scenes else ()
+    return {
+        "scenes": scenes,
+        "composed": recipe.composes_depth,
+        "depth_by": {by: depth_by[by] for by in ("measured", "estimated")},
+        "ladder": recipe.has_ladder,
+        "largest_side": recipe.largest_side,
+        "object_fields": [
+            (name, kind.replace("category", "ClassLabel"), unit, what)
+            for name, (kind, unit, what) in OBJECTS.items()
+        ],
+        "objects": _object_rows(total, pinned) if scenes else [],
+        "classes": [
+            (_cell(name), _number(int(n)))
+            for name, n in zip(pinned.categories, categories, strict=False)
+        ],
+    }
+
+
+def _object_rows(total: Statistics, pinned: PinnedRecipe) -> list[dict[str, str]]:
+    """Return exact figures of objects: how many a record, how large, how far, how much seen."""
+    metric = pinned.depth is not None and pinned.depth.kind == "metric"
+    unit = "mm" if metric else "stored units"
+    figures = [
+        ("objects a record", "objects", 0, 1),
+        ("size (px seen)", "object_px", 0, 1),
+        (f"depth at the foot ({unit})", "object_depth", 1, 1),
+        ("share seen of what is in the frame", "visible", 0, 1000),
+        ("share outside of the frame", "truncated", 0, 1000),
+    ]
+    rows = []
+    for name, kind, first, scale in figures:
+        summary = total.tallies[kind].channel(0, first=first)
+        if summary.n:
+            digits = 3 if scale > 1 else 1
+            rows.append(
+                {
+                    "name": name,
+                    "number": _number(summary.n),
+                    "mean": f"{summary.mean / scale:.{digits}f}",
+                    "std": f"{summary.std / scale:.{digits}f}",
+                    "low": f"{summary.low / scale:g}",
+                    "median": f"{summary.quantile(0.5) / scale:g}",
+                    "high": f"{summary.high / scale:g}",
+                }
+            )
+    return rows
 
 
 def _split_rows(plan: Plan, splits: dict[str, Figures]) -> list[dict[str, Any]]:

@@ -45,11 +45,14 @@ from builder.record import (
     Plan,
     SplitPlan,
     decode_image,
+    decode_instances,
     decode_mask,
     encode_mask,
     open_picture,
 )
+from builder.release.ground_sheet import with_ground
 from builder.schema import MASK_ON, preview_columns, record_columns
+from builder.sources import Kind, prepared_source, stored_columns
 from builder.tables import Table, write_rows
 from builder.untrusted import Unreadable, printable, refusing
 
@@ -187,7 +190,8 @@ def write_preview(out: Path, into: Path | None = None) -> tuple[Path, Path, Path
         path.parent.mkdir(exist_ok=True)
     write_bytes(sheet, _sheet_png(out, pinned, samples, scale))
     write_text(page, _page_html(pinned, samples, scale))
-    write_rows(table, preview_columns(pinned.recipe), _table_rows(out, pinned))
+    columns = preview_columns(pinned.recipe, pinned.categories)
+    write_rows(table, columns, _table_rows(out, pinned))
     write_text((into or out) / FIFTYONE_FILE, _FIFTYONE)
     if into is None:
         state_files(out, (SHEET_FILE, PAGE_FILE, TABLE_FILE, FIFTYONE_FILE))
@@ -330,10 +334,12 @@ def read_rows(path: Path, positions: Sequence[int], columns: list[str]) -> list[
 
 def _check_pictures(row: Mapping[str, Any]) -> None:
     """Refuse what a build has not written, before anything relies on it."""
-    if missing := [name for name, value in row.items() if value is None]:
+    if missing := [name for name, value in row.items() if value is None and name != "ground"]:
         raise Unreadable(f"has a row without {missing[0]}")
     for name, value in row.items():
-        if isinstance(value, dict):
+        if name == "ground" and (value is None or value["bytes"] is None):
+            continue  # of a background without one
+        if isinstance(value, dict) and "bytes" in value:  # not the objects of a scene
             with refusing(f"has a {name} that cannot be read"):
                 open_picture(value["bytes"], None)
 
@@ -446,22 +452,21 @@ def _sheet_png(
 def draw_sheet(
     out: Path, pinned: PinnedRecipe, shown: Sequence[Sample], scale: DepthScale | None
 ) -> Image.Image:
-    """Draw the sheet: a row of foreground, background, composite, mask and depth a record."""
-    columns = ("foreground", "background", "fg_bg", "mask", *(("depth",) if scale else ()))
+    """Draw the sheet, a row a record: its sources, composite, mask or instances, and depth."""
+    scenes = pinned.recipe.layout == "scenes"
+    first = ("ground", "fg_bg", "instances") if scenes else (*_KINDS, "fg_bg", "mask")
+    columns = (*first, *(("depth",) if scale else ()))
     layout = SheetLayout(pinned.recipe.size, columns, len(shown))
     sheet = Image.new("RGB", (layout.width, layout.height), "white")
     draw = ImageDraw.Draw(sheet)
     _draw_header(draw, layout, pinned)
-    foregrounds, backgrounds = (_sources(out, pinned, kind, shown) for kind in _KINDS)
-    for number, (sample, foreground, background) in enumerate(
-        zip(shown, foregrounds, backgrounds, strict=True)
-    ):
-        pictures = {
-            "foreground": _on_checkerboard(foreground, layout.side, pinned.recipe),
-            "background": background.convert("RGB").reduce(reduction(pinned.recipe.size)),
-            "fg_bg": _composite(sample.row, pinned.recipe),
-            "mask": Image.fromarray(_mask(sample.row, pinned.recipe)),
-        }
+    sources = (_grounds if scenes else _pair_sources)(out, pinned, shown, layout.side)
+    for number, (sample, pictures) in enumerate(zip(shown, sources, strict=True)):
+        pictures["fg_bg"] = _composite(sample.row, pinned.recipe)
+        if scenes:
+            pictures["instances"] = drawn_objects(sample.row, pinned.recipe)
+        else:
+            pictures["mask"] = Image.fromarray(_mask(sample.row, pinned.recipe))
         if scale and sample.depth is not None:
             factor = enlargement(pinned.recipe.size)  # first, or the hatching would be enlarged too
             depth = sample.depth.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -469,7 +474,7 @@ def draw_sheet(
         for column, picture in pictures.items():
             enlarged = picture.resize((layout.side, layout.side), Image.Resampling.NEAREST)
             sheet.paste(enlarged, layout.cell(number, column))
-        left, top = layout.cell(number, "foreground")
+        left, top = layout.cell(number, columns[0])
         text = _caption(sample, layout.width - 2 * layout.margin)
         draw.text((left, top + layout.side + 6), text, _GREY, _font(13))
     if scale:
@@ -477,18 +482,78 @@ def draw_sheet(
     return sheet
 
 
-_KINDS = ("foreground", "background")
+_KINDS: tuple[Kind, ...] = ("foreground", "background")
+# Of objects by their number, told apart by people who see colours in any way (Okabe & Ito 2008).
+_COLOURS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167),
+)  # fmt: skip
 _INK, _GREY = "#16181d", "#555b66"
 
 
 def _sources(
-    out: Path, pinned: PinnedRecipe, kind: str, shown: Sequence[Sample]
-) -> list[Image.Image]:
-    """Return the prepared foreground or background of each record shown."""
+    out: Path, pinned: PinnedRecipe, kind: Kind, shown: Sequence[Sample]
+) -> list[dict[str, Any]]:
+    """Return the row of the prepared foreground or background of each record shown."""
     plan = Plan(pinned)
     indexes = [getattr(plan.combination(s.row["record_id"]), kind) for s in shown]
-    rows = read_rows(out / f"{kind}s" / SOURCES_FILE, indexes, ["image"])
-    return [open_picture(row["image"]["bytes"], None, ("PNG",)) for row in rows]
+    path = out / f"{kind}s" / SOURCES_FILE
+    names = [c.name for c in stored_columns(path, kind, pinned.recipe)]
+    with_ground = kind == "background" and "ground" in names
+    return read_rows(path, indexes, names if with_ground else ["image"])
+
+
+def _pair_sources(
+    out: Path, pinned: PinnedRecipe, shown: Sequence[Sample], side: int
+) -> list[dict[str, Image.Image]]:
+    """Return pictures of the foreground and the background of each record shown."""
+    foregrounds, backgrounds = (
+        [open_picture(row["image"]["bytes"], None, ("PNG",)) for row in rows]
+        for rows in (_sources(out, pinned, kind, shown) for kind in _KINDS)
+    )
+    factor = reduction(pinned.recipe.size)
+    return [
+        {
+            "foreground": _on_checkerboard(foreground, side, pinned.recipe),
+            "background": background.convert("RGB").reduce(factor),
+        }
+        for foreground, background in zip(foregrounds, backgrounds, strict=True)
+    ]
+
+
+def _grounds(
+    out: Path, pinned: PinnedRecipe, shown: Sequence[Sample], _side: int
+) -> list[dict[str, Image.Image]]:
+    """Return a picture of the background of each record shown, with its ground and horizon."""
+    plan, drawn = Plan(pinned), []
+    rows = _sources(out, pinned, "background", shown)
+    for sample, row in zip(shown, rows, strict=True):
+        entry = pinned.backgrounds[plan.combination(sample.row["record_id"]).background]
+        source = prepared_source(row, entry)
+        picture = with_ground(source.pixels(), source.backdrop) if source.backdrop else None
+        picture = picture or Image.fromarray(source.pixels())
+        drawn.append({"ground": picture.reduce(reduction(pinned.recipe.size))})
+    return drawn
+
+
+def drawn_objects(row: Mapping[str, Any], recipe: Recipe) -> Image.Image:
+    """Draw a scene's objects, each in a colour, with their boxes and a dot where they stand."""
+    factor, objects = reduction(recipe.size), row["objects"]
+    composite = np.asarray(_composite(dict(row), recipe)).astype(np.float32) * 0.35
+    instances = _thin(decode_instances(row["instances"]["bytes"], recipe.size), factor)
+    for number in objects["id"]:
+        tint = np.array(_COLOURS[(number - 1) % len(_COLOURS)], np.float32)
+        composite[instances == number] += 0.65 * tint
+    picture = Image.fromarray(composite.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for number, (x, y, width, height) in zip(objects["id"], objects["bbox"], strict=True):
+        colour = _COLOURS[(number - 1) % len(_COLOURS)]
+        box = [v // factor for v in (x, y, x + width - 1, y + height - 1)]
+        draw.rectangle(box, outline=colour)
+        if objects["stance"][number - 1] == "ground":
+            foot = objects["foot_x"][number - 1] // factor, objects["foot_y"][number - 1] // factor
+            draw.ellipse((foot[0] - 3, foot[1] - 3, foot[0] + 3, foot[1] + 3), colour, "black")
+    return picture
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -665,10 +730,25 @@ def _card(sample: Sample, recipe: Recipe, scale: DepthScale | None) -> dict[str,
         "flipped": row["flipped"],
         "bbox": row["bbox"],
         "coverage": f"{100 * row['coverage']:.1f} %",
+        "objects": _object_texts(row, scale),
         "fg_bg": _embedded_composite(row, recipe),
         "mask": _embedded_mask(row, recipe),
         "depth": _card_depth(sample, recipe, scale) if scale else None,
     }
+
+
+def _object_texts(row: Mapping[str, Any], scale: DepthScale | None) -> list[str]:
+    """Return what the objects of a scene are, and how far; nothing of a pair."""
+    objects = row.get("objects")
+    if objects is None:
+        return []
+    texts = []
+    for name, depth, stance in zip(
+        objects["foreground_id"], objects["depth_mm"], objects["stance"], strict=True
+    ):
+        far = f", {scale.text(depth / 1000)}" if scale and scale.unit and depth else ""
+        texts.append(f"{name}{far}" + (", free" if stance == "free" else ""))
+    return texts
 
 
 def _embedded_composite(row: dict[str, Any], recipe: Recipe) -> str:

@@ -71,7 +71,12 @@ class RecordCheck:
             "mask": lambda: self._mask(data["mask"], row, again),
         }
         if self._depth:
-            checks["depth"] = lambda: self._depth and self._depth.stored(data["depth"], self._size)
+            checks["depth"] = lambda: (
+                self._depth and self._depth.stored(data["depth"], self._size, again)
+            )
+        if "instances" in row:
+            checks["instances"] = lambda: self._instances(data["instances"], again)
+            checks["objects"] = lambda: _check_objects(row["objects"], again)
         decoded: dict[str, Any] = {}
         for column, check in checks.items():
             try:
@@ -83,7 +88,12 @@ class RecordCheck:
         if statistics is not None and not faults:
             sizes = {column: len(content or b"") for column, content in data.items()}
             statistics.add(
-                decoded["fg_bg"], decoded["mask"], decoded.get("depth"), row["bbox"], sizes
+                decoded["fg_bg"],
+                decoded["mask"],
+                decoded.get("depth"),
+                row["bbox"],
+                row.get("objects"),
+                sizes,
             )
         return faults
 
@@ -116,14 +126,32 @@ class RecordCheck:
                 raise _Wrong("mask", f"mask holds {grey} pixels that are neither 0 nor {MASK_ON}")
             if again is not None and (n := int(np.count_nonzero(mask != again.mask))):
                 raise _Wrong("mask", f"mask differs in {n} pixels from what is composed again")
-        if row["bbox"] != (box := _box(mask)):
-            raise _Wrong("bbox", f"bbox is {row['bbox']}, that of the mask is {box}")
-        coverage = float(np.float32(np.count_nonzero(mask) / mask.size))
+        # In scenes, box and coverage are those of the first object, which is part of the mask.
+        if self._recipe.layout == "scenes":
+            if again is None:
+                return mask
+            box, share, what = list(again.bbox), again.coverage, "that of the first object"
+        else:
+            box, share = _box(mask), np.count_nonzero(mask) / mask.size
+            what = "that of the mask"
+        if row["bbox"] != box:
+            raise _Wrong("bbox", f"bbox is {row['bbox']}, {what} is {box}")
+        coverage = float(np.float32(share))
         if row["coverage"] != coverage:
-            raise _Wrong(
-                "coverage", f"coverage is {row['coverage']}, that of the mask is {coverage}"
-            )
+            raise _Wrong("coverage", f"coverage is {row['coverage']}, {what} is {coverage}")
         return mask
+
+    def _instances(self, data: object, again: Record | None) -> Pixels:
+        image = open_picture(data, self._size, ("PNG",), ("L",))
+        instances = np.asarray(image)
+        if again is not None and again.scene is not None:
+            differ = int(np.count_nonzero(instances != again.scene.instances))
+            if differ:
+                raise _Wrong(
+                    "instances",
+                    f"instances differ in {differ} pixels from what is composed again",
+                )
+        return instances
 
 
 class _DepthCheck:
@@ -137,10 +165,17 @@ class _DepthCheck:
         self._storable = np.zeros(65536, dtype=bool)
         self._storable[[0, *depth_grid(precision, info.near, info.far)]] = True
 
-    def stored(self, data: object, size: tuple[int, int]) -> Stored:
+    def stored(self, data: object, size: tuple[int, int], again: Record | None) -> Stored:
         """Return the stored units, (H, W) uint16, of an encoded depth map."""
         image = open_picture(data, size, (self._format,), (self._mode,))
         stored = self._codec.stored(image)
+        if again is not None and again.depth is not None:  # composed, so known to the bit
+            encoded = self._codec.encode(again.depth)
+            due = self._codec.as_decoded(again.depth, encoded)
+            if differ := int(np.count_nonzero(stored != due)):
+                raise _Wrong(
+                    "depth", f"depth differs in {differ} pixels from what is composed again"
+                )
         wrong = stored[~self._storable[stored]]
         if wrong.size:
             outside = wrong[(wrong < self._near) | (wrong > self._far)]
@@ -151,6 +186,18 @@ class _DepthCheck:
             )
             raise _Wrong("depth", f"depth of {wrong.size} pixels cannot be: {value} {why}")
         return stored
+
+
+def _check_objects(stored: Mapping[str, Any], again: Record | None) -> None:
+    """Compare the column `objects` with that of a record composed again."""
+    if again is None or again.scene is None or again.scene.objects is None:
+        return
+    due = again.scene.objects
+    for name, values in due.items():
+        if list(stored[name]) != values:
+            raise _Wrong(
+                "objects", f"{name} of its objects is {list(stored[name])}, composed again {values}"
+            )
 
 
 def _wrong_combination(row: Mapping[str, Any], again: Record) -> Iterator[tuple[str, str]]:

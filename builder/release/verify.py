@@ -15,7 +15,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from builder import __version__
 from builder.errors import FgbgError, NewerVersionError, RecipeError
 from builder.files import is_system_file, read_text, sha256_file
+from builder.ladder import level_size
 from builder.layout import (
     BACKGROUNDS_FILE,
     CARD_FILE,
@@ -76,7 +77,7 @@ from builder.schema import (
     record_columns,
     source_columns,
 )
-from builder.sources import Source, SourceBank, uncredited
+from builder.sources import Source, SourceBank, prepared_source, uncredited
 from builder.tables import Table, wrong_columns
 from builder.typed import checked_fields, decisive, read
 from builder.untrusted import Unreadable, one_line, parse_json, printable, refusing, shown
@@ -358,7 +359,7 @@ class _Verification:
         entries: tuple[SourceEntry, ...] = getattr(pinned, kind)
         try:
             table = self._table(name)
-            columns = source_columns(table.schema.names)
+            columns = source_columns(kind.removesuffix("s"), pinned.recipe, table.schema.names)
             if different := wrong_columns(table.schema, columns):
                 raise Unreadable(different)
             self._check_metadata(name, table, columns, None)
@@ -375,7 +376,7 @@ class _Verification:
         self, recipe: Recipe, kind: str, entry: SourceEntry, row: dict[str, Any]
     ) -> Source | None:
         """Compare a prepared source with its entry in the recipe; None if it cannot be used."""
-        where, image = f"{kind}/{entry.id}", row.pop("image")
+        where, image = f"{kind}/{entry.id}", row["image"]
         for column in checked_fields(SourceEntry):
             name, value, due = column.name, column.value_in(row), getattr(entry, column.name)
             if value != due:
@@ -383,7 +384,7 @@ class _Verification:
                 self._problem(check, where, f"its {name} is {value!r}, in the recipe {due!r}")
         foreground, width, height = kind == "foregrounds", entry.width, entry.height
         longest, shortest = max(width, height), min(width, height)
-        fits = longest == recipe.foreground_size if foreground else shortest == recipe.size
+        fits = longest == recipe.largest_side if foreground else shortest == recipe.size
         if not fits or not (foreground or longest == recipe.size):
             self._problem("sources", where, f"is {width}x{height} px, not what the recipe makes")
             return None
@@ -395,10 +396,19 @@ class _Verification:
             opened = open_picture(png, (width, height), ("PNG",), (mode,))
             if foreground and np.asarray(opened)[..., 3].max() < ALPHA_IN_MASK:
                 raise Unreadable("has no pixel that is at least half opaque")
+            more = self._levels_and_backdrop(entry, row)
         except Unreadable as reason:
             self._problem("sources", where, f"its image {reason}")
             return None
-        return Source(entry, png) if row["id"] == entry.id else None
+        return replace(more, png=png) if row["id"] == entry.id else None
+
+    def _levels_and_backdrop(self, entry: SourceEntry, row: dict[str, Any]) -> Source:
+        with refusing("has smaller sizes, depth or ground that cannot be read"):
+            source = prepared_source(row, entry)
+        for number in range(1, len(source.levels) + 1):
+            size = level_size(entry.width, entry.height, number)
+            open_picture(source.levels[number - 1], size, ("PNG",), ("RGBA",))
+        return source
 
     # -- shards
 
@@ -476,7 +486,7 @@ class _Verification:
         stages = [pinned.at(stage) for stage in range(len(pinned.stages) + 1)]
         for split in plan.splits.values():
             drawn = _drawn(split, plan, self._sample)
-            statistics = Statistics(pinned.recipe.size) if drawn is None else None
+            statistics = Statistics.of(pinned.recipe) if drawn is None else None
             for shard in range(split.n_shards):
                 name = shard_file(split, shard, self._place.file_format)
                 if name not in self._place.files or self._place.files[name].fault:
@@ -533,10 +543,10 @@ class _Verification:
 
     def _check_table(self, shard: _Shard, table: Table, rows: int) -> None:
         self._counts.read += 1
-        pinned = shard.plan.pinned
+        pinned = shard.pinned  # an extension may have brought classes that this shard knows not of
         if table.n_rows > 2 * rows + 100:  # ids of a few bytes may be said to be many
             raise Unreadable(f"has {table.n_rows} rows, by the plan {rows}")
-        columns = record_columns(pinned.recipe)
+        columns = record_columns(pinned.recipe, pinned.categories)
         if different := wrong_columns(table.schema, columns):
             raise Unreadable(different)
         self._check_metadata(shard.name, table, columns, shard.pinned)
@@ -612,7 +622,9 @@ class _Verification:
         """Check the records of the config `preview`, which are copies of some of the set."""
         try:
             table = self._table(TABLE_FILE)
-            columns = preview_columns(plan.pinned.recipe, table.schema.names)
+            columns = preview_columns(
+                plan.pinned.recipe, plan.pinned.categories, table.schema.names
+            )
             if different := wrong_columns(table.schema, columns):
                 raise Unreadable(different)
             self._check_metadata(TABLE_FILE, table, columns, None)
@@ -701,7 +713,8 @@ class _Verification:
         """Let `datasets` say what it would load, without reading it: this very set, all of it."""
         from datasets import load_dataset_builder
 
-        place, due = self._place, record_columns(plan.pinned.recipe)
+        place = self._place
+        due = record_columns(plan.pinned.recipe, plan.pinned.categories)
         with TemporaryDirectory(prefix="fgbg-verify-") as cache, refusing("cannot be loaded"):
             where: dict[str, Any] = {"path": str(place.root)}
             if isinstance(place, Repo):
@@ -848,7 +861,7 @@ def _changed_figures(held: str, due: str) -> Iterator[tuple[int, str]]:
     theirs, ours = tables_of(held), tables_of(due)
     for row, (number, cells) in theirs.items():
         _, right = ours.get(row, (0, {}))
-        for heading in cells.keys() & right.keys():
+        for heading in cells.keys() & right.keys() - {"meaning"}:  # words, which versions change
             if cells[heading] != right[heading]:
                 said = f"says {shown(cells[heading])} as {heading} of {shown(row[0])}"
                 yield number, f"{said}, by the data it is {shown(right[heading])}"

@@ -1,7 +1,9 @@
 """Pictures in, prepared sources out."""
 
+from builder.sources.backdrop import Backdrop, DepthBy, Given
 from builder.sources.credits import license_counts, uncredited
 from builder.sources.decode import Kind
+from builder.sources.ground import label_parts
 from builder.sources.licenses import conflicts, terms
 from builder.sources.prepare import (
     PreparedFolder,
@@ -12,9 +14,12 @@ from builder.sources.prepare import (
     prepare,
 )
 from builder.sources.scan import refuse_overlap, scan
-from builder.sources.stored import read_sources, stored_columns, write_sources
+from builder.sources.stored import prepared_source, read_sources, stored_columns, write_sources
 
 __all__ = [
+    "Backdrop",
+    "DepthBy",
+    "Given",
     "Kind",
     "PreparedFolder",
     "Source",
@@ -22,8 +27,10 @@ __all__ = [
     "conflicts",
     "demo_folders",
     "duplicates",
+    "label_parts",
     "license_counts",
     "prepare",
+    "prepared_source",
     "read_sources",
     "refuse_overlap",
     "scan",

@@ -12,14 +12,16 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from builder.files import read_bytes
-from builder.pinned import SourceEntry, credit_fault
+from builder.pinned import CutAt, SourceEntry, Stance, credit_fault
 from builder.sources.scan import name_key, unread
 from builder.untrusted import shown
 
 CREDIT_COLUMNS = ("file", "author", "license", "url")
+MORE_COLUMNS = ("category", "height_m", "stance", "cut_at")
+_MAX_HEIGHT_M = 10_000
 _DELIMITERS = ",;\t"  # spreadsheets write the others, by country or as "Unicode text"
 _MAX_CREDITS_BYTES = 16 * 2**20
 _MAX_PROBLEMS = 20  # of a file
@@ -31,6 +33,10 @@ class Credit(NamedTuple):
     author: str = ""
     license: str = ""
     url: str = ""
+    category: str = ""
+    height_m: float = 0.0
+    stance: Stance = "ground"
+    cut_at: CutAt = ""
 
 
 @dataclass
@@ -86,6 +92,25 @@ def _column(cell: str) -> str:
     return cell.strip().lower().replace("licence", "license")
 
 
+def _more(cells: dict[str, str]) -> tuple[dict[str, Any], str]:
+    """Read what scenes go by; return the values that are given, and what is wrong with one."""
+    values: dict[str, Any] = {name: text for name, text in cells.items() if text}
+    if fault := credit_fault(cells["category"]):
+        return {}, f"{fault} (category)"
+    for name, choices in (("stance", ("ground", "free")), ("cut_at", get_args(CutAt)[1:])):
+        if values.get(name, choices[0]) not in choices:
+            return {}, f"has {name} {shown(values[name])}; it must be one of {', '.join(choices)}"
+    if "height_m" in values:
+        try:
+            values["height_m"] = float(values["height_m"].replace(",", "."))
+            fits = 0 < values["height_m"] <= _MAX_HEIGHT_M
+        except ValueError:
+            fits = False
+        if not fits:
+            return {}, f"has height_m {shown(cells['height_m'])}; it must be a height in metres"
+    return values, ""
+
+
 class _Reader:
     """Reads one credits file into what was read before."""
 
@@ -126,15 +151,17 @@ class _Reader:
         if len(row) != n_columns:
             return f"has {len(row)} cells, not {n_columns}", True
         file = self._find(cells["file"])
-        credit = Credit(*(cells[column].strip() for column in CREDIT_COLUMNS[1:]))
+        texts = [cells[column].strip() for column in CREDIT_COLUMNS[1:]]
         if file is None:
             return f"names {shown(cells['file'].strip())}, which is not there", False
         if file in self._credits.by_file:
             return f"names {shown(file)} a second time", True
-        if fault := next(filter(None, map(credit_fault, credit)), ""):
+        if fault := next(filter(None, map(credit_fault, texts)), ""):
             return fault, True
-        self._credits.by_file[file] = credit
-        return "", False
+        more, fault = _more({name: cells.get(name, "").strip() for name in MORE_COLUMNS})
+        if not fault:
+            self._credits.by_file[file] = Credit(*texts, **more)  # type: ignore[arg-type]
+        return fault, True
 
     def _find(self, named: str) -> str | None:
         """Return the file that a cell means; names may begin or end with spaces."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -64,14 +66,27 @@ def decode(path: Path, kind: Kind, *, alone: bool, as_before: bool = False) -> D
         BadImageError: it cannot be used; the text says why.
         LargeImageError: it is large, and others are decoded now.
     """
+    with opened(path) as (image, file, size_bytes):
+        return _pixels(image, file, size_bytes, kind, alone, as_before)
+
+
+@contextmanager
+def opened(
+    path: Path, formats: tuple[str, ...] = FORMATS
+) -> Iterator[tuple[Image.Image, BinaryIO, int]]:
+    """Open a picture, whose pixels are not read yet; give it, its file and the file's bytes.
+
+    Raises:
+        BadImageError: from within the block too; whatever a decoder raises becomes one.
+    """
     try:
         with open_regular(path) as file:
             size_bytes = path.stat().st_size
             if not size_bytes:
                 raise BadImageError("is empty (0 bytes)")
             try:
-                with Image.open(file, formats=FORMATS) as image:
-                    return _pixels(image, file, size_bytes, kind, alone, as_before)
+                with Image.open(file, formats=formats) as image:
+                    yield image, file, size_bytes
             except UnidentifiedImageError:
                 raise BadImageError(why_unidentified(file)) from None
     except BadImageError:
@@ -91,7 +106,7 @@ def _pixels(
     image: Image.Image, file: BinaryIO, size_bytes: int, kind: Kind, alone: bool, as_before: bool
 ) -> Decoded:
     choose_picture(image)
-    _check_extent(image, size_bytes, alone)
+    check_extent(image, size_bytes, alone)
     if image.format in ("JPEG", "MPO") and _jpeg_scans(file) > _MAX_JPEG_SCANS:
         raise BadImageError(f"has more than {_MAX_JPEG_SCANS} scans; save it again as JPEG")
     if as_before:
@@ -149,7 +164,7 @@ def _as_version_0_1_0(image: Image.Image) -> Image.Image:
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
-def _check_extent(image: Image.Image, size_bytes: int, alone: bool) -> None:
+def check_extent(image: Image.Image, size_bytes: int, alone: bool) -> None:
     """Refuse a picture whose header alone says that it is too small, too large or too empty."""
     extent = f"{image.width}x{image.height} px"
     n_pixels = image.width * image.height

@@ -15,17 +15,20 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
+from builder.caches import ByteCache
 from builder.errors import BadSourcesError, FgbgError
+from builder.ladder import N_LEVELS, level_size
 from builder.pinned import SourceEntry
 from builder.recipe import Recipe
+from builder.sources.backdrop import Backdrop, Given
+from builder.sources.companions import Companion, companion_of, read_depth, read_ground
 from builder.sources.credits import Credit, read_credits
 from builder.sources.decode import Kind, LargeImageError, decode
 from builder.sources.samples import BadImageError, bands
@@ -36,6 +39,7 @@ Pixels = npt.NDArray[np.uint8]
 
 _log = logging.getLogger(__name__)
 _LISTED = 5  # files that a message names
+_CACHE_BYTES = 600 * 2**20  # of decoded pictures of a kind: 4,000 backgrounds of 224 px
 _ENLARGED = 2  # times, from which a cut-out looks blurred
 
 _NEEDS_ALPHA = (
@@ -47,14 +51,22 @@ _NEEDS_ALPHA = (
 
 @dataclass(frozen=True)
 class Source:
-    """A prepared source: its entry in the recipe and its pixels as lossless PNG bytes."""
+    """A prepared source: its entry in the recipe and its pixels as lossless PNG bytes.
+
+    `levels` are a foreground's smaller sizes, largest first, where the set has any. `given` is
+    what a person put beside a background, until `backdrop` is made of it or of an estimate.
+    """
 
     entry: SourceEntry
     png: bytes
+    levels: tuple[bytes, ...] = ()
+    given: Given = Given()
+    backdrop: Backdrop | None = None
 
-    def pixels(self) -> Pixels:
-        """Return the prepared image, (h, w, 3 or 4) uint8."""
-        with Image.open(io.BytesIO(self.png), formats=("PNG",)) as image:
+    def pixels(self, level: int = 0) -> Pixels:
+        """Return the prepared image, (h, w, 3 or 4) uint8, or a smaller size of it."""
+        png = self.levels[level - 1] if level else self.png
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             return np.asarray(image)
 
 
@@ -105,16 +117,21 @@ def prepare(
         BadSourcesError: files or credits that cannot be used, all of them at once.
         FgbgError: the folder is missing or empty, or nothing usable is left.
     """
-    found = scan(folder, apart=apart, wanted={entry.file for entry in like})
+    wanted = {entry.file for entry in like}
+    found = scan(folder, apart=apart, wanted=wanted)
+    files, beside = _without_companions(found.files, wanted, kind)
     for reason, names in _grouped(found.left_out).items():
         _log.info("%s: ignored (%s): %s", _label(folder), reason, _listed(names))
     credits = read_credits(folder, found.credits, {file.file for file in found.files})
     before = {entry.sha256 for entry in like if entry.intake == 1}
     by_key = {name_key(name): source for name, source in (known or {}).items()}
-    maker = _Maker(folder, kind, recipe, by_key, before)
-    results = _made(maker, found.files, progress)
-    named = same_sources(found.files, like)
-    sources, problems = _entered(results, named, [entry.id for entry in like], credits.by_file)
+    maker = _Maker(folder, kind, recipe, by_key, before, beside)
+    results = _made(maker, files, progress)
+    named = same_sources(files, like)
+    credited = {file.file: credits.by_file.get(file.file, Credit()) for file in files}
+    if kind == "foreground":
+        credited = {file: _classed(credit, file) for file, credit in credited.items()}
+    sources, problems = _entered(results, named, [entry.id for entry in like], credited)
     problems = [*credits.lost, *credits.unused, *problems]
     if credits.lost and skip_bad:  # the others can be left out
         problems = credits.lost
@@ -219,6 +236,7 @@ class _Maker:
     Args:
         known: sources prepared before, by the key of their file's name.
         before: the sha256 of files to be decoded as version 0.1.0 did.
+        beside: companions of files, by the file's name without extension.
     """
 
     def __init__(
@@ -228,9 +246,10 @@ class _Maker:
         recipe: Recipe,
         known: Mapping[str, Source],
         before: Collection[str],
+        beside: Mapping[str, Mapping[Companion, Path]],
     ) -> None:
         self._root, self._kind, self._recipe = folder.resolve(), kind, recipe
-        self._known, self._before = known, before
+        self._known, self._before, self._beside = known, before, beside
         self.notes: list[tuple[str, str]] = []
 
     def source(self, file: SourceFile, alone: bool) -> Source:
@@ -245,20 +264,25 @@ class _Maker:
             raise BadImageError("cannot be read; check that it is there and that you may read it")
         name = printable(file.file)
         old = self._known.get(name_key(name))
-        if old and old.entry.sha256 == file.sha256:
-            return old
+        beside = self._beside.get(str(PurePosixPath(file.file).with_suffix("")), {})
+        if old and old.entry.sha256 == file.sha256 and not beside:
+            measured = old.backdrop is not None and old.backdrop.depth_by == "measured"
+            return replace(old, backdrop=None) if measured else old
         decoded = decode(file.path, self._kind, alone=alone, as_before=file.sha256 in self._before)
         source_width, source_height = decoded.image.size
+        levels: tuple[bytes, ...] = ()
+        given = Given()
         if self._kind == "foreground":
-            prepared, scale = _foreground(decoded.image, self._recipe.foreground_size)
+            whole, size = _trimmed(decoded.image), self._recipe.largest_side
+            prepared, scale = _foreground(whole, size)
             if scale > _ENLARGED:
-                size = self._recipe.foreground_size
                 self.notes.append((name, f"enlarged more than {_ENLARGED}x, to {size} px"))
+            if self._recipe.has_ladder:
+                levels = _smaller(whole, *prepared.size)
         else:
             prepared = _background(decoded.image, self._recipe)
+            given = self._given(beside, decoded.image.size)
         self.notes += [(name, note) for note in decoded.notes]
-        buffer = io.BytesIO()
-        prepared.save(buffer, "PNG", compress_level=6, icc_profile=None)
         entry = SourceEntry(
             id=printable(Path(file.file).stem),
             file=name,
@@ -269,11 +293,73 @@ class _Maker:
             source_height=source_height,
             intake=decoded.intake,
         )
-        return Source(entry, buffer.getvalue())
+        return Source(entry, _png(prepared), levels, given)
+
+    def _given(self, beside: Mapping[Companion, Path], shape: tuple[int, int]) -> Given:
+        """Read what lies beside a background, if the set has a use for it."""
+        if not self._recipe.needs_background_depth:
+            return Given()
+        for path in beside.values():
+            if reason := unread(path, self._root):
+                raise BadImageError(f"cannot be used: {printable(path.name)} {reason}")
+        try:
+            size, depth, ground = self._recipe.size, beside.get("depth"), beside.get("ground")
+            return Given(
+                read_depth(depth, shape, size) if depth else None,
+                read_ground(ground, shape, size) if ground else None,
+            )
+        except BadImageError as error:
+            names = " and ".join(printable(path.name) for path in beside.values())
+            raise BadImageError(f"has {names} beside it, which {error}") from None
 
 
-def _foreground(image: Image.Image, longer_side: int) -> tuple[Image.Image, float]:
-    """Return a cut-out, trimmed and scaled, and the scale."""
+def _without_companions(
+    files: tuple[SourceFile, ...], wanted: Collection[str], kind: Kind
+) -> tuple[tuple[SourceFile, ...], dict[str, dict[Companion, Path]]]:
+    """Take the depth and ground of backgrounds out of a folder's files.
+
+    Returns:
+        The pictures; and by the name of a picture without extension what lies beside it.
+    """
+    if kind == "foreground":
+        return files, {}
+    stems = {str(PurePosixPath(f.file).with_suffix("")) for f in files if not companion_of(f.file)}
+    pictures, beside = [], defaultdict[str, dict[Companion, Path]](dict)
+    for file in files:
+        found = companion_of(file.file)
+        if found and found[0] in stems and file.file not in wanted:
+            beside[found[0]][found[1]] = file.path
+        else:
+            pictures.append(file)
+    return tuple(pictures), beside
+
+
+def _classed(credit: Credit, file: str) -> Credit:
+    """Return the credit of a foreground with its class: as stated, or the first folder's name."""
+    parts = PurePosixPath(file).parts
+    folder = printable(parts[0]) if len(parts) > 1 else ""
+    return credit._replace(category=credit.category or folder)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=6, icc_profile=None)
+    return buffer.getvalue()
+
+
+def _smaller(whole: Image.Image, width: int, height: int) -> tuple[bytes, ...]:
+    """Return the smaller levels of a trimmed cut-out, as far down as anything of it is solid."""
+    levels: list[bytes] = []
+    for level in range(1, N_LEVELS):
+        sized = _sized(whole, level_size(width, height, level))
+        if not _is_solid(sized):
+            break
+        levels.append(_png(sized))
+    return tuple(levels)
+
+
+def _trimmed(image: Image.Image) -> Image.Image:
+    """Return a cut-out without the empty rows and columns around it."""
     if image.mode != "RGBA":
         raise BadImageError(f"has no alpha channel; {_NEEDS_ALPHA}")
     alpha = image.getchannel("A")
@@ -282,17 +368,33 @@ def _foreground(image: Image.Image, longer_side: int) -> tuple[Image.Image, floa
         raise BadImageError(f"is wholly opaque; {_NEEDS_ALPHA}")
     if highest == 0:
         raise BadImageError(f"is wholly transparent; {_NEEDS_ALPHA}")
-    image = image.crop(alpha.getbbox())
+    return image.crop(alpha.getbbox())
+
+
+def _foreground(image: Image.Image, longer_side: int) -> tuple[Image.Image, float]:
+    """Return a trimmed cut-out at its largest size, and by what it was scaled."""
     scale = longer_side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    sized = _sized(image, size)
+    if not _is_solid(sized):
+        raise BadImageError(f"has no pixel that is at least half opaque at {size[0]}x{size[1]} px")
+    return sized, scale
+
+
+def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return a trimmed cut-out at a size, colour 0 where it is transparent."""
     # Neither filter overshoots: Lanczos and bicubic leave a halo of faint alpha around the
     # object. Pillow weighs colours of RGBA by alpha while it resizes, so nothing bleeds in.
-    image = image.resize(size, Resampling.HAMMING if scale < 1 else Resampling.BILINEAR)
+    shrinks = max(size) < max(image.size)
+    image = image.resize(size, Resampling.HAMMING if shrinks else Resampling.BILINEAR)
     pixels = np.array(image)
-    if not (pixels[..., 3] >= 128).any():
-        raise BadImageError(f"has no pixel that is at least half opaque at {size[0]}x{size[1]} px")
     pixels[pixels[..., 3] == 0] = 0
-    return Image.fromarray(pixels), scale
+    return Image.fromarray(pixels)
+
+
+def _is_solid(image: Image.Image) -> bool:
+    _, most = image.getchannel("A").getextrema()
+    return int(most) >= 128  # type: ignore[arg-type]
 
 
 def _background(image: Image.Image, recipe: Recipe) -> Image.Image:
@@ -309,6 +411,10 @@ def _background(image: Image.Image, recipe: Recipe) -> Image.Image:
     return ImageOps.fit(image, size, Resampling.LANCZOS)
 
 
+def _pixel_cache(make: Callable[[int], Pixels]) -> ByteCache[Pixels]:
+    return ByteCache(make, lambda pixels: pixels.nbytes, _CACHE_BYTES)
+
+
 class SourceBank:
     """Prepared sources by index, decoded when first used; the last used stay decoded.
 
@@ -317,6 +423,18 @@ class SourceBank:
     """
 
     def __init__(self, foregrounds: Sequence[Source], backgrounds: Sequence[Source]) -> None:
-        self.foreground = lru_cache(4096)(lambda index: foregrounds[index].pixels())
-        # 4096 backgrounds of 224 px are 600 MB.
-        self.background = lru_cache(4096)(lambda index: backgrounds[index].pixels())
+        self.foreground = _pixel_cache(lambda index: foregrounds[index].pixels())
+        self._foregrounds, self._backgrounds = foregrounds, backgrounds
+        self.background = _pixel_cache(lambda index: backgrounds[index].pixels())
+
+    def level(self, foreground: int, level: int) -> Pixels:
+        """Return a foreground at a level of its ladder, (h, w, 4) uint8."""
+        return self._foregrounds[foreground].pixels(level)
+
+    def n_levels(self, foreground: int) -> int:
+        """Return how many sizes a foreground has."""
+        return 1 + len(self._foregrounds[foreground].levels)
+
+    def backdrop(self, background: int) -> Backdrop | None:
+        """Return the depth and the ground of a background, where the set has them."""
+        return self._backgrounds[background].backdrop

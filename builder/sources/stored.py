@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 from builder.errors import NewerVersionError, NotABuildError
 from builder.files import open_regular
+from builder.ladder import level_size
 from builder.pinned import SourceEntry
+from builder.recipe import Recipe
 from builder.remote import Place
-from builder.schema import SOURCE_COLUMNS, Column, source_columns
+from builder.schema import BACKDROP_COLUMNS, Column, source_columns
+from builder.sources.backdrop import Backdrop
+from builder.sources.decode import Kind
 from builder.sources.prepare import Source
 from builder.tables import Table, write_rows
 from builder.typed import read
 from builder.untrusted import Unreadable, one_line, refusing
 
+_BACKDROP_FIELDS = tuple(c.name for c in BACKDROP_COLUMNS if c.name != "prepared_sha256")
 
-def write_sources(path: Place, sources: Iterable[Source]) -> None:
+
+def write_sources(path: Place, kind: Kind, recipe: Recipe, sources: Iterable[Source]) -> None:
     """Write prepared sources as one Parquet file, one row each, in order."""
     rows = (
-        {"image": {"bytes": source.png, "path": None}, **asdict(source.entry)} for source in sources
+        {
+            "image": {"bytes": source.png, "path": None},
+            **asdict(source.entry),
+            "levels": [{"bytes": png, "path": None} for png in source.levels],
+            **(source.backdrop.row() if source.backdrop else {}),
+        }
+        for source in sources
     )
-    write_rows(path, SOURCE_COLUMNS, rows)
+    write_rows(path, source_columns(kind, recipe), rows)
 
 
 def read_sources(path: Place) -> list[Source]:
@@ -40,24 +53,53 @@ def read_sources(path: Place) -> list[Source]:
         ):
             table = Table(file, "parquet")
             for _, row in table.rows(table.schema.names):
-                png = row.pop("image")["bytes"]
-                sources.append(_checked(Source(read(SourceEntry, row, str(path)), png)))
+                sources.append(_source(row, str(path)))
     except (OSError, Unreadable) as error:
         raise NotABuildError(f"{path} {one_line(error)}; build the set again.") from None
     return sources
 
 
-def stored_columns(path: Place) -> tuple[Column, ...]:
-    """Return the columns that a file of prepared sources has; those of 0.1.0 say `licence`."""
+def stored_columns(path: Place, kind: Kind, recipe: Recipe) -> tuple[Column, ...]:
+    """Return the columns due in a file of prepared sources; those of 0.1.0 say `licence`."""
     import pyarrow.parquet as pq
 
     with open_regular(path) as opened:
-        return source_columns(pq.read_schema(opened).names)
+        return source_columns(kind, recipe, pq.read_schema(opened).names)
+
+
+def _source(row: dict[str, Any], where: str) -> Source:
+    known = {"image", "levels", *_BACKDROP_FIELDS}
+    entry = read(SourceEntry, {name: row[name] for name in row if name not in known}, where)
+    return prepared_source(row, entry)
+
+
+def prepared_source(row: dict[str, Any], entry: SourceEntry) -> Source:
+    """Make the prepared source of a row of a stored file.
+
+    Raises:
+        Unreadable: a picture has another size than is due, or depth and ground are not those that
+            the entry names.
+        ValueError: they are something else.
+    """
+    levels = tuple(level["bytes"] for level in row.get("levels") or ())
+    source = _checked(Source(entry, row["image"]["bytes"], levels))
+    for number, level in enumerate(levels, start=1):
+        _check_png(entry, level, level_size(entry.width, entry.height, number))
+    if "depth_by" in row:
+        source = replace(source, backdrop=Backdrop.from_row(row, entry.width))
+        assert source.backdrop is not None
+        if source.backdrop.sha256 != entry.prepared_sha256:
+            raise Unreadable(f"holds depth or ground of {entry.id} that are not the recipe's")
+    return source
 
 
 def _checked(source: Source) -> Source:
     """Refuse a picture whose header does not say what its entry says, before it is decoded."""
-    kind, width, height, bits = struct.unpack_from(">12x4sIIB", source.png)
-    if (kind, width, height, bits) != (b"IHDR", source.entry.width, source.entry.height, 8):
-        raise Unreadable(f"holds a picture of {source.entry.id} of another size than its entry")
+    _check_png(source.entry, source.png, (source.entry.width, source.entry.height))
     return source
+
+
+def _check_png(entry: SourceEntry, png: bytes, size: tuple[int, int]) -> None:
+    kind, width, height, bits = struct.unpack_from(">12x4sIIB", png)
+    if (kind, width, height, bits) != (b"IHDR", *size, 8):
+        raise Unreadable(f"holds a picture of {entry.id} of another size than its entry")

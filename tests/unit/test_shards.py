@@ -31,7 +31,7 @@ from builder.record.encoding import DepthCodec
 from builder.record.plan import Plan
 from builder.record.render import Record, Renderer
 from builder.record.stats import Statistics
-from builder.schema import SOURCE_COLUMNS, features, record_columns
+from builder.schema import features, record_columns, source_columns
 from builder.sources.prepare import Source, SourceBank, prepare
 from builder.sources.stored import read_sources, write_sources
 from tests.strategies import depth_info
@@ -472,7 +472,7 @@ def test_write_text_replaces_whole_files_only(tmp_path: Path) -> None:
 def test_prepared_sources_survive_their_file(tmp_path: Path, prepared: Prepared) -> None:
     for kind, some in zip(("foregrounds", "backgrounds"), prepared, strict=True):
         path = tmp_path / f"{kind}.parquet"
-        write_sources(path, some)
+        write_sources(path, "foreground", Recipe(), some)
         again = read_sources(path)
         assert tuple(again) == some
         for one, other in zip(again, some, strict=True):
@@ -483,9 +483,9 @@ def test_prepared_sources_survive_their_file(tmp_path: Path, prepared: Prepared)
 def test_prepared_sources_load_as_a_dataset_of_their_own(
     tmp_path: Path, prepared: Prepared
 ) -> None:
-    write_sources(tmp_path / "train.parquet", prepared[0])
+    write_sources(tmp_path / "train.parquet", "foreground", Recipe(), prepared[0])
     loaded = datasets.load_dataset("parquet", data_files=str(tmp_path / "*.parquet"), split="train")
-    assert loaded.features == features(SOURCE_COLUMNS)
+    assert loaded.features == features(source_columns("foreground", Recipe()))
     assert loaded["id"][:] == [source.entry.id for source in prepared[0]]
     for row, source in zip(loaded, prepared[0], strict=True):
         assert row["image"].mode == "RGBA"

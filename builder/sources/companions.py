@@ -1,0 +1,81 @@
+"""What a person puts beside a background: its measured depth, and where objects may stand.
+
+`NAME.depth.png` is depth in mm, 16-bit grey, 0 = unknown, as RGB-D cameras and renderers give it;
+`NAME.ground.png` is a mask, not 0 where a foot may stand. Either may have another resolution than
+the photograph, but not another shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
+
+from builder.sources.decode import check_extent, opened
+from builder.sources.samples import BadImageError
+
+Companion = Literal["depth", "ground"]
+COMPANIONS: tuple[Companion, ...] = ("depth", "ground")
+
+_SHAPE_SHARE = 0.02  # by which width / height may differ, of rounding
+
+
+def companion_of(name: str) -> tuple[str, Companion] | None:
+    """Return the name, without extension, of the picture that a file belongs to, and its kind."""
+    for what in COMPANIONS:
+        if name.lower().endswith(f".{what}.png") and len(name) > len(what) + 5:
+            return name[: -len(what) - 5], what
+    return None
+
+
+def read_depth(path: Path, shape: tuple[int, int], size: int) -> npt.NDArray[np.uint16]:
+    """Read measured depth, cropped and scaled as its picture is.
+
+    Args:
+        shape: width and height of the picture.
+        size: side of a record.
+
+    Returns:
+        (size, size) uint16 in mm, 0 = unknown; pixels are chosen, never averaged.
+
+    Raises:
+        BadImageError: it is something else.
+    """
+    with opened(path, ("PNG",)) as (image, _, size_bytes):
+        check_extent(image, size_bytes, alone=True)
+        if not image.mode.startswith("I"):
+            raise BadImageError(
+                f"is of mode {image.mode}; measured depth is 16-bit grey PNG in mm, 0 = unknown"
+            )
+        values = np.asarray(_fitted(image, shape, size))
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max or not values.any():
+        raise BadImageError("holds no depth in mm: every pixel is 0, or some are out of 16 bits")
+    return values.astype(np.uint16)
+
+
+def read_ground(path: Path, shape: tuple[int, int], size: int) -> npt.NDArray[np.bool_]:
+    """Read where feet may stand, (size, size) bool; arguments as for `read_depth`.
+
+    Raises:
+        BadImageError: it is something else, or nowhere is ground.
+    """
+    with opened(path, ("PNG",)) as (image, _, size_bytes):
+        check_extent(image, size_bytes, alone=True)
+        ground: npt.NDArray[np.bool_] = np.asarray(_fitted(image.convert("L"), shape, size)) > 0
+    if not ground.any():
+        raise BadImageError("has no pixel that is ground; paint where objects may stand white")
+    return ground
+
+
+def _fitted(image: Image.Image, shape: tuple[int, int], size: int) -> Image.Image:
+    width, height = shape
+    if abs(image.width * height / (image.height * width) - 1) > _SHAPE_SHARE:
+        raise BadImageError(
+            f"is {image.width}x{image.height} px, and its picture {width}x{height} px; both must "
+            "have the same shape"
+        )
+    return ImageOps.fit(image, (size, size), Resampling.NEAREST)
