@@ -27,7 +27,7 @@ ROW_GROUP_RECORDS = 100
 _ROW_GROUP_BYTES = 100_000_000  # the Hub's viewer shows no larger ones than three times this
 
 _MIN_PICTURE_BYTES = 57  # of a PNG: signature, header, one empty chunk of data, end
-_MAX_TEXT_BYTES = 2**16  # of a value that is no picture
+_MAX_TEXT_BYTES = 2**16  # of a value that is not a picture
 
 
 def write_table(

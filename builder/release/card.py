@@ -66,7 +66,7 @@ def write_card(
 
     Raises:
         NotABuildError: `out` is not a finished build.
-        CardError: the metadata of the card there is no YAML.
+        CardError: the card there cannot be read, or its metadata is not YAML.
     """
     path = out / CARD_FILE
     write_text(path, card_text(out, license=license, title=title, name=name))

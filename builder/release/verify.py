@@ -153,13 +153,13 @@ class VerifyReport:
             f"Statistics recomputed of: {', '.join(self.statistics) or 'no split (see --all)'}.",
             *self.notes,
         ]
-        told: Counter[str] = Counter(problem.check for problem in self.problems)
+        found: Counter[str] = Counter(problem.check for problem in self.problems)
         shown: Counter[str] = Counter()
         for problem in self.problems:
             shown[problem.check] += 1
             if shown[problem.check] <= most:
                 lines.append(f"  {problem.check}: {problem.where}: {problem.what}")
-        lines += [f"  {check}: {n - most} more" for check, n in told.items() if n > most]
+        lines += [f"  {check}: {n - most} more" for check, n in found.items() if n > most]
         n = len(self.problems)
         lines.append(f"{n} {'problem' if n == 1 else 'problems'} found." if n else "All is well.")
         return lines
@@ -424,7 +424,7 @@ class _Verification:
             for shard in range(split.n_shards)
         }
         due |= stated.keys() | {*FIXED_FILES}
-        told = {
+        checked = {
             RECIPE_FILE,
             STATISTICS_FILE,
             CARD_FILE,
@@ -432,7 +432,7 @@ class _Verification:
             FOREGROUNDS_FILE,
             BACKGROUNDS_FILE,
         }
-        for name in sorted(due - files.keys() - told):
+        for name in sorted(due - files.keys() - checked):
             self._problem("files", name, "is missing")
         left, foreign = [], []
         for name, file in sorted(files.items()):
@@ -440,7 +440,7 @@ class _Verification:
             if is_system_file(name) or _LEFT_BY_US.fullmatch(last):
                 left.append(name)
             elif name in due or name in (INFO_FILE, FIFTYONE_FILE):
-                if file.fault and name not in told:
+                if file.fault and name not in checked:
                     self._problem("files", name, file.fault)
             elif _MISLEADING.fullmatch(name) or name.startswith(_OUR_FOLDERS):
                 self._problem("files", name, "is not part of the set")
@@ -471,7 +471,7 @@ class _Verification:
         for name, due in stated.items():
             file, path = self._place.files.get(name), self._place.root / name
             if file is None or file.fault:
-                continue  # told by its name
+                continue  # reported by its name
             if file.size_bytes != due.size_bytes:
                 what = f"is {file.size_bytes} bytes, by {STATISTICS_FILE} {due.size_bytes}"
                 self._problem("files", name, what)
@@ -604,7 +604,7 @@ class _Verification:
     ) -> None:
         record_id = row["record_id"]
         if not 0 <= record_id < plan.pinned.n_possible:
-            return  # told of by its id
+            return  # reported by its id
         again = self._renderer.compose(record_id) if self._renderer else None
         faults = self._check.faults(row, again, statistics)
         for check, what in faults:
@@ -739,8 +739,8 @@ class _Verification:
             "filters": getattr(config, "filters", None) is not None,
             "features": loaded.info.features != features(due),
         }
-        if told := [name for name, is_wrong in wrong.items() if is_wrong]:
-            what = f"makes load_dataset give other {', '.join(told)}; see fgbg card"
+        if others := [name for name, is_wrong in wrong.items() if is_wrong]:
+            what = f"makes load_dataset give other {', '.join(others)}; see fgbg card"
             self._problem("card", CARD_FILE, what)
 
 
