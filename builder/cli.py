@@ -46,6 +46,7 @@ _MOST_LINES = 20  # of one kind of problem; --json has the others
 _RECIPE_FIELDS = [field.name for field in checked_fields(Recipe)]
 _SCENE_FIELDS = (
     *("objects", "placement", "scale_jitter", "truncation", "max_overlap", "min_visible"),
+    "rotation",
     *("occlude", "balance", "fov_deg"),
 )
 _RUN_FIELDS = ("device", "backend", "batch_size")

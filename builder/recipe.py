@@ -144,6 +144,9 @@ class Recipe:
     scale_jitter: Annotated[float, Between(0, 2)] = _option(
         None, "octaves by which an object may be smaller or larger than its place asks", before=0.0
     )
+    rotation: Annotated[float, Between(0, 180)] = _option(
+        0.0, "degrees by which objects may be turned either way, in two steps", before=0.0
+    )
     truncation: Annotated[float, Between(0, 0.9)] = _option(
         None, "share of an object that may lie outside of the record", before=0.0
     )
@@ -268,7 +271,14 @@ class Recipe:
     def has_ladder(self) -> bool:
         """Whether a foreground has several sizes in the set, and so is prepared at each."""
         low, high = self.foreground_sides
-        return low != high or self.placement == "ground" or self.scale_jitter > 0
+        varies = low != high or self.placement == "ground" or self.scale_jitter > 0
+        return varies or self.rotation > 0
+
+    @property
+    def turns_deg(self) -> tuple[float, ...]:
+        """Angles that a foreground is prepared at, counter-clockwise; 0 is the first."""
+        turn = self.rotation
+        return (0.0, -turn, -turn / 2, turn / 2, turn) if turn else (0.0,)
 
     @property
     def largest_side(self) -> int:
@@ -319,7 +329,7 @@ class Recipe:
 
 _FLOATS = (
     *("holdout", "depth_precision", "scale_jitter", "truncation", "max_overlap", "min_visible"),
-    "fov_deg",
+    *("fov_deg", "rotation"),
 )
 _DEFAULTS = Recipe()
 

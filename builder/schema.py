@@ -83,6 +83,11 @@ OBJECTS = {
     "foreground_id": ("string", "", "foreground: stem of the source file"),
     "flipped": ("bool", "", "whether it is mirrored left to right"),
     "level": ("int32", "", "its size on the foreground's ladder, 0 = largest"),
+    "rotation_deg": (
+        "float32",
+        "degrees",
+        "by what it was turned, counter-clockwise, before mirroring",
+    ),
     "left_px": ("int32", "px", "left edge of the foreground at that size; may be outside"),
     "top_px": ("int32", "px", "top edge of the foreground at that size; may be outside"),
     "foot_x": ("int32", "px", "where it stands: column"),
@@ -122,7 +127,11 @@ FOREGROUND_COLUMNS = (
     Column("cut_at", "string", "", "", "edge at which its own photograph cut it off"),
 )
 LEVELS_COLUMN = Column(
-    "levels", "Images", "(h, w, 4) uint8", "sRGB", "smaller sizes, a quarter octave apart each"
+    "levels",
+    "Images",
+    "(h, w, 4) uint8",
+    "sRGB",
+    "smaller sizes, then turned ones",
 )
 BACKDROP_COLUMNS = (
     Column("prepared_sha256", "string", "", "hex", "hash of depth and ground"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -13,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.files import open_regular, replacing
+from builder.footer import column_codecs
 from builder.hub import request_errors
 from builder.remote import Place
 from builder.schema import Column, arrow_schema
-from builder.untrusted import Unreadable, refusing
+from builder.untrusted import Unreadable, printable, refusing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,13 +130,15 @@ class Table:
                     self.schema: pa.Schema = reader.schema
                     self.n_rows: int = sum(batch.num_rows for batch in reader)
                 return
+            with _opened(source) as file:
+                codecs = list(column_codecs(file, self._size_bytes))
             metadata = pq.read_metadata(source)
             self.schema = metadata.schema.to_arrow_schema()
             # Not `num_rows`, which is only said.
             groups = range(metadata.num_row_groups)
             self.n_rows = sum(metadata.row_group(group).num_rows for group in groups)
             leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-            _check_storage(metadata, self.n_rows, self._size_bytes)
+            _check_storage(codecs, self.n_rows, self._size_bytes)
             # Kept as the dictionaries they are stored as, so that one long value named by many
             # rows does not become many copies of it.
             texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
@@ -211,23 +215,29 @@ def _columns_of(batch: pa.RecordBatch, columns: list[str]) -> list[pa.RecordBatc
 
 
 def _size_bytes(source: Path | BinaryIO) -> int:
+    with _opened(source) as file:  # refuses pipes and devices
+        return file.seek(0, os.SEEK_END)
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """Give a file to read from, which stands where it stood when the block ends."""
     if isinstance(source, Path):
-        with open_regular(source) as file:  # refuses pipes and devices
-            return os.fstat(file.fileno()).st_size
+        with open_regular(source) as file:
+            yield file
+        return
     at = source.tell()
-    size_bytes = source.seek(0, os.SEEK_END)
+    yield source
     source.seek(at)
-    return size_bytes
 
 
-def _check_storage(metadata: Any, n_rows: int, size_bytes: int) -> None:
+def _check_storage(codecs: Iterable[list[tuple[str, str]]], n_rows: int, size_bytes: int) -> None:
     """Refuse what is stored so that little in the file becomes much in memory."""
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
-            is_picture = chunk.path_in_schema.endswith(".bytes")
-            if chunk.compression not in ("UNCOMPRESSED", *(() if is_picture else ("SNAPPY",))):
-                raise Unreadable(f"has {chunk.path_in_schema} compressed by {chunk.compression}")
+    for columns in codecs:
+        for path, codec in columns:
+            is_picture = path.endswith(".bytes")
+            if codec not in ("UNCOMPRESSED", *(() if is_picture else ("SNAPPY",))):
+                raise Unreadable(f"has {printable(path)} compressed by {codec}")
             if is_picture and n_rows > size_bytes // _MIN_PICTURE_BYTES:
                 raise Unreadable(f"has {size_bytes} bytes, too few for {n_rows} rows")
 

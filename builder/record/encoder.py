@@ -53,4 +53,5 @@ class Encoder:
             record.bbox,
             record.scene.objects if record.scene else None,
             {column: len(row[column]["bytes"]) for column in IMAGE_COLUMNS if column in row},
+            record.scene.left_out if record.scene else 0,
         )

@@ -161,7 +161,9 @@ class Renderer:
             inverse=stage.inverse,
         )
         first = made.objects[0]
-        objects = columns_of(plan.pinned, made.objects) if recipe.layout == "scenes" else None
+        objects = (
+            columns_of(plan.pinned, stage, made.objects) if recipe.layout == "scenes" else None
+        )
         return Record(
             record_id=record_id,
             fg_bg=made.fg_bg,
@@ -219,19 +221,22 @@ def rules_of(pinned: PinnedRecipe) -> Rules:
         truncation=round(1000 * recipe.truncation),
         max_overlap=round(1000 * recipe.max_overlap),
         focal=focal,
+        n_turns=len(recipe.turns_deg),
     )
 
 
-def columns_of(pinned: PinnedRecipe, objects: Sequence[Seen]) -> dict[str, list[Any]]:
+def columns_of(pinned: PinnedRecipe, stage: Stage, objects: Sequence[Seen]) -> dict[str, list[Any]]:
     """Return the column `objects` of a record: a list for each of its fields."""
     categories = pinned.categories
     columns: dict[str, list[Any]] = {name: [] for name in OBJECTS}
     for number, seen in enumerate(objects, start=1):
         one, entry = seen.placed, pinned.foregrounds[seen.placed.foreground]
         outside = 1 - seen.n_inside / seen.area_amodal
+        step, turn_deg = stage.step_and_turn(one.foreground, one.level)
         values = (
             *(number, categories.index(entry.category or NO_CATEGORY), list(seen.bbox), seen.area),
-            *(entry.id, one.flipped, one.level, one.left_px, one.top_px, *one.foot, one.depth),
+            *(entry.id, one.flipped, step, float(np.float32(turn_deg)), one.left_px, one.top_px),
+            *(*one.foot, one.depth),
             *(one.stance, float(np.float32(seen.area / seen.n_inside))),
             *(float(np.float32(outside)), list(seen.bbox_amodal), seen.area_amodal),
         )

@@ -125,7 +125,8 @@ class Rules:
     """How objects are placed; shares are in thousandths, jitter in 64ths of an octave.
 
     `sides` is the longer side of an object at the middle of the ground, or of a free one, from
-    least to most, in px. `focal` is the focal length in units of 2^-16 px.
+    least to most, in px. `focal` is the focal length in units of 2^-16 px. A
+    form is one of `n_turns` angles of a size; all sizes of the first come first.
     """
 
     size: int
@@ -137,6 +138,7 @@ class Rules:
     truncation: int
     max_overlap: int
     focal: int
+    n_turns: int = 1
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ def _try(
     else:
         draw.below(1)
     sides = sources.sides(foreground)
+    turned = draw.below(rules.n_turns) * len(sides)
     if ground is not None:
         band = ground.bins[draw.below(len(ground.bins))]
         y, x = divmod(int(band[draw.below(len(band))]), ground.size)
@@ -241,7 +244,7 @@ def _try(
             wanted = (height_mm * rules.focal * rho // (1000 << RHO_BITS)) * longest // high
         else:
             wanted = wanted * rho // ground.middle
-        level = nearest_level(sides, wanted)
+        level = nearest_level(sides, wanted) + turned
         form = sources.form(foreground, flipped, level)
         left, top = x - form.foot_x, y + 1 - form.mask.shape[0]
         left, top = _against_edge(sources.cut_at(foreground), flipped, form, rules.size, left, top)
@@ -249,9 +252,12 @@ def _try(
         foot = min(max(left + form.foot_x, 0), rules.size - 1), foot_y
         depth = sources.standing(background, foot, form.mask.shape[1])
         return Placed(foreground, flipped, level, left, top, foot, "ground", *depth)
-    level = nearest_level(sides, wanted)
-    while max(sides[level], 1) > rules.size and level + 1 < len(sides):
-        level += 1  # or it could lie nowhere wholly inside
+    step = nearest_level(sides, wanted)
+    while max(sources.form(foreground, flipped, step + turned).mask.shape) > rules.size:
+        if step + 1 == len(sides):
+            break
+        step += 1  # or it could lie nowhere wholly inside
+    level = step + turned
     form = sources.form(foreground, flipped, level)
     height, width = form.mask.shape
     over_x, over_y = (n * rules.truncation // 1000 for n in (width, height))

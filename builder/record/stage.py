@@ -31,8 +31,9 @@ class Stage:
         self._focal_squared_4 = focal_px_squared_4(recipe.size, recipe.fov_deg)
         self.cutout = ByteCache(self._cut_out, lambda cutout: cutout.size_bytes, _CACHE_BYTES)
         self.form = ByteCache(self._form, lambda form: form.mask.nbytes, _CACHE_BYTES // 8)
+        self.turns_deg = recipe.turns_deg
         self._sides = [
-            ladder(max(entry.width, entry.height))[: bank.n_levels(index)]
+            ladder(max(entry.width, entry.height))[: bank.n_levels(index) // len(self.turns_deg)]
             for index, entry in enumerate(self._entries)
         ]
         self._ground = ByteCache(self._ground_of, _ground_bytes, _CACHE_BYTES // 4)
@@ -60,6 +61,11 @@ class Stage:
     def sides(self, foreground: int) -> Sequence[int]:
         """Return the longer side of a foreground at every level, in px, largest first."""
         return self._sides[foreground]
+
+    def step_and_turn(self, foreground: int, level: int) -> tuple[int, float]:
+        """Return the step of the ladder, and the angle in degrees, that a level stands for."""
+        turn, step = divmod(level, len(self._sides[foreground]))
+        return step, self.turns_deg[turn]
 
     def depth(self, background: int) -> Depth | None:
         """Return the depth of a background, (H, W) uint16, if it was prepared."""

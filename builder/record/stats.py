@@ -123,7 +123,7 @@ class Statistics:
 
     `tallies` by kind: `fg_bg` and `mask` over pixels 0..255, `depth` over stored units (0 =
     unknown), `mask_px` over the number of mask pixels a record has, `bbox` over x, y, width,
-    height. Scenes count their objects too: `objects` a record, and over all of them `object_px`
+    height. Scenes count their objects too: `objects` a record, `left_out` of it, and over all `object_px`
     (pixels seen), `object_depth` (stored units at the foot), `visible` and `truncated` (whole
     thousandths), `category`. `size_bytes` sums the encoded bytes of each image column.
 
@@ -146,6 +146,7 @@ class Statistics:
         if scenes:
             self.tallies |= {
                 "objects": Tally(256),
+                "left_out": Tally(256),
                 "object_px": Tally(size * size + 1),
                 "object_depth": Tally(65536),
                 "visible": Tally(1001),
@@ -166,8 +167,13 @@ class Statistics:
         bbox: Sequence[int],
         objects: Mapping[str, Sequence[Any]] | None,
         size_bytes: Mapping[str, int],
+        left_out: int = 0,
     ) -> None:
-        """Count one record's pixels, and its objects, as a consumer decodes them."""
+        """Count one record's pixels, and its objects, as a consumer decodes them.
+
+        Args:
+            left_out: objects of a scene of which too little would have been seen.
+        """
         self.rows += 1
         # Pillow counts in C, three times as fast as bincount on three channels.
         self.tallies["fg_bg"].counts += np.asarray(fg_bg.histogram()).reshape(3, 256)
@@ -180,6 +186,7 @@ class Statistics:
             self.tallies["depth"].add(depth)
         if objects is not None:
             self._add_objects(objects)
+            self.tallies["left_out"].counts[0, left_out] += 1
         for column, count in size_bytes.items():
             self.size_bytes[column] = self.size_bytes.get(column, 0) + count
 

@@ -474,6 +474,7 @@ def _object_rows(total: Statistics, pinned: PinnedRecipe) -> list[dict[str, str]
     unit = "mm" if metric else "stored units"
     figures = [
         ("objects a record", "objects", 0, 1),
+        ("objects left out of a record", "left_out", 0, 1),
         ("size (px seen)", "object_px", 0, 1),
         (f"depth at the foot ({unit})", "object_depth", 1, 1),
         ("share seen of what is in the frame", "visible", 0, 1000),

@@ -94,6 +94,7 @@ class RecordCheck:
                 row["bbox"],
                 row.get("objects"),
                 sizes,
+                again.scene.left_out if again and again.scene else 0,
             )
         return faults
 

@@ -27,7 +27,6 @@ import numpy.typing as npt
 from builder import __version__
 from builder.errors import FgbgError, NewerVersionError, RecipeError
 from builder.files import is_system_file, read_text, sha256_file
-from builder.ladder import level_size
 from builder.layout import (
     BACKGROUNDS_FILE,
     CARD_FILE,
@@ -405,9 +404,8 @@ class _Verification:
     def _levels_and_backdrop(self, entry: SourceEntry, row: dict[str, Any]) -> Source:
         with refusing("has smaller sizes, depth or ground that cannot be read"):
             source = prepared_source(row, entry)
-        for number in range(1, len(source.levels) + 1):
-            size = level_size(entry.width, entry.height, number)
-            open_picture(source.levels[number - 1], size, ("PNG",), ("RGBA",))
+        for level in source.levels:
+            open_picture(level, None, ("PNG",), ("RGBA",))
         return source
 
     # -- shards

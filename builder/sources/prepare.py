@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -53,7 +54,8 @@ _NEEDS_ALPHA = (
 class Source:
     """A prepared source: its entry in the recipe and its pixels as lossless PNG bytes.
 
-    `levels` are a foreground's smaller sizes, largest first, where the set has any. `given` is
+    `levels` are a foreground's smaller sizes, largest first, where the set has any; then, of each
+    angle that it is turned to, all of its sizes. `given` is
     what a person put beside a background, until `backdrop` is made of it or of an estimate.
     """
 
@@ -278,7 +280,7 @@ class _Maker:
             if scale > _ENLARGED:
                 self.notes.append((name, f"enlarged more than {_ENLARGED}x, to {size} px"))
             if self._recipe.has_ladder:
-                levels = _smaller(whole, *prepared.size)
+                levels = _levels(whole, prepared, self._recipe.turns_deg)
         else:
             prepared = _background(decoded.image, self._recipe)
             given = self._given(beside, decoded.image.size)
@@ -347,15 +349,28 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _smaller(whole: Image.Image, width: int, height: int) -> tuple[bytes, ...]:
-    """Return the smaller levels of a trimmed cut-out, as far down as anything of it is solid."""
-    levels: list[bytes] = []
-    for level in range(1, N_LEVELS):
-        sized = _sized(whole, level_size(width, height, level))
-        if not _is_solid(sized):
-            break
-        levels.append(_png(sized))
-    return tuple(levels)
+def _levels(
+    whole: Image.Image, largest: Image.Image, turns_deg: Sequence[float]
+) -> tuple[bytes, ...]:
+    """Return all sizes of a trimmed cut-out but the largest, at each angle as far as it is solid.
+
+    Args:
+        whole: as large as its file.
+        largest: it at its largest size.
+    """
+    turns: list[list[bytes]] = []
+    for turn in turns_deg:
+        turned, size = whole, largest.size
+        if turn:
+            # Weighed by alpha, or the colour of transparent pixels would bleed in.
+            turned = whole.convert("RGBa").rotate(turn, Resampling.BICUBIC, expand=True)
+            turned = _trimmed(turned.convert("RGBA"))
+            scale = max(largest.size) / max(whole.size)
+            size = max(1, round(turned.width * scale)), max(1, round(turned.height * scale))
+        steps = (_sized(turned, level_size(*size, step)) for step in range(N_LEVELS))
+        turns.append([_png(step) for step in takewhile(_is_solid, steps)])
+    n_steps = min(map(len, turns))
+    return tuple(png for turn in turns for png in turn[:n_steps])[1:]
 
 
 def _trimmed(image: Image.Image) -> Image.Image:

@@ -9,7 +9,6 @@ from typing import Any
 
 from builder.errors import NewerVersionError, NotABuildError
 from builder.files import open_regular
-from builder.ladder import level_size
 from builder.pinned import SourceEntry
 from builder.recipe import Recipe
 from builder.remote import Place
@@ -21,6 +20,7 @@ from builder.tables import Table, write_rows
 from builder.typed import read
 from builder.untrusted import Unreadable, one_line, refusing
 
+_TURNED = 2  # times, more than a picture is wider when it is turned
 _BACKDROP_FIELDS = tuple(c.name for c in BACKDROP_COLUMNS if c.name != "prepared_sha256")
 
 
@@ -83,8 +83,10 @@ def prepared_source(row: dict[str, Any], entry: SourceEntry) -> Source:
     """
     levels = tuple(level["bytes"] for level in row.get("levels") or ())
     source = _checked(Source(entry, row["image"]["bytes"], levels))
-    for number, level in enumerate(levels, start=1):
-        _check_png(entry, level, level_size(entry.width, entry.height, number))
+    for level in levels:
+        width, height, bits = struct.unpack_from(">16xIIB", level)
+        if max(width, height) > _TURNED * max(entry.width, entry.height) or bits != 8:
+            raise Unreadable(f"holds a size of {entry.id} that is none of its smaller ones")
     if "depth_by" in row:
         source = replace(source, backdrop=Backdrop.from_row(row, entry.width))
         assert source.backdrop is not None

@@ -325,3 +325,41 @@ def test_pairs_may_stand_on_the_ground_with_composed_depth(sources, tmp_path: Pa
     assert verify(out, sample=None).ok
     recipe = json.loads((out / "recipe.json").read_text())["recipe"]
     assert recipe["placement"] == "ground"
+
+
+def test_objects_are_turned_and_hidden_on_request(sources, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fgbg("build", *sources, out, *OPTIONS, "--rotation", "30", "--occlude", "--records", "60")
+    rows = rows_of(out)
+    turns = {turn for row in rows.values() for turn in row["objects"]["rotation_deg"]}
+    assert turns == {-30, -15, 0, 15, 30}
+    # A turned ellipse is wider than it is high by less, and its box grows by what geometry says.
+    boxes = {
+        (name, turn): width / height
+        for row in rows.values()
+        for name, turn, (_, _, width, height), cut in zip(
+            row["objects"]["foreground_id"], row["objects"]["rotation_deg"],
+            row["objects"]["bbox_amodal"], row["objects"]["truncated"], strict=True,
+        )
+        if not cut and height > 20
+    }  # fmt: skip
+    ellipse = 30 / 80  # of c, d and lamp, less the soft edge
+    for (name, turn), ratio in boxes.items():
+        if name in ("c", "d", "lamp"):
+            c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+            due = np.hypot(ellipse * c, s) / np.hypot(ellipse * s, c)
+            assert ratio == pytest.approx(due, rel=0.2), (name, turn)
+    assert verify(out, sample=None).ok
+
+
+def test_categories_are_drawn_evenly_on_request(sources, tmp_path: Path) -> None:
+    builder = FgbgDataset(
+        *sources, layout="scenes", size=48, depth_model="measured", balance="category", holdout=0.0
+    )
+    names = [
+        name
+        for row in builder.as_streaming_dataset("train").take(300)
+        for name in row["objects"]["foreground_id"]
+    ]
+    share = sum(name in ("a", "b") for name in names) / len(names)
+    assert share == pytest.approx(0.5, abs=0.06)  # of 2 in 5 foregrounds

@@ -28,6 +28,7 @@ ROOMS = (
     "caches",
     "pinned",
     "schema",
+    "footer",
     "tables",
     "sources.scan",
     "sources.credits",
