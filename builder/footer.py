@@ -34,16 +34,20 @@ def column_codecs(file: BinaryIO, size_bytes: int) -> Iterator[list[tuple[str, s
     if tail[4:] != b"PAR1" or length + _TAIL_BYTES > size_bytes:
         raise ValueError("it has no footer")
     file.seek(size_bytes - _TAIL_BYTES - length)
-    for group in _Thrift(file.read(length)).struct().get(_ROW_GROUPS) or []:
-        columns = []
-        for column in group.get(_COLUMNS) or []:
-            about = column.get(_META_DATA)
-            if about is None or any(number in column for number in _ENCRYPTED):
-                raise ValueError("a column is encrypted, or says nothing of itself")
-            codec = about[_CODEC]
-            path = b".".join(about[_PATH]).decode()
-            columns.append((path, CODECS[codec] if 0 <= codec < len(CODECS) else str(codec)))
-        yield columns
+    try:
+        for group in _Thrift(file.read(length)).struct().get(_ROW_GROUPS) or []:
+            yield [_codec_of(column) for column in group.get(_COLUMNS) or []]
+    except (LookupError, TypeError, AttributeError) as error:  # values of other kinds than are due
+        raise ValueError(f"its footer is not that of a Parquet file ({error})") from None
+
+
+def _codec_of(column: dict[int, Any]) -> tuple[str, str]:
+    about = column.get(_META_DATA)
+    if about is None or any(number in column for number in _ENCRYPTED):
+        raise ValueError("a column is encrypted, or says nothing of itself")
+    codec = about[_CODEC]
+    path = b".".join(about[_PATH]).decode()
+    return path, CODECS[codec] if 0 <= codec < len(CODECS) else str(codec)
 
 
 class _Thrift:

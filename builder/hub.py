@@ -80,12 +80,13 @@ def is_connection(error: BaseException) -> bool:
     """Whether an error speaks of the network, not of what was asked.
 
     Of several uploads at once the first to lose the connection closes the client of all, and the
-    others then fail with a RuntimeError; Xet speaks of the network by one, too.
+    others then fail with a RuntimeError, or with an AttributeError of a client that is not there
+    any more; Xet speaks of the network by a RuntimeError, too.
     """
     from httpx2 import HTTPError
 
     *_, cause = _chain(error)
-    return type(cause) is RuntimeError or any(
+    return type(cause) in (RuntimeError, AttributeError) or any(
         isinstance(each, HTTPError | ConnectionError | TimeoutError) for each in _chain(error)
     )
 

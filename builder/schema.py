@@ -86,7 +86,7 @@ OBJECTS = {
     "rotation_deg": (
         "float32",
         "degrees",
-        "by what it was turned, counter-clockwise, before mirroring",
+        "turned by, counter-clockwise, before mirroring",
     ),
     "left_px": ("int32", "px", "left edge of the foreground at that size; may be outside"),
     "top_px": ("int32", "px", "top edge of the foreground at that size; may be outside"),

@@ -51,7 +51,7 @@ class Encoder:
             record.mask,
             depth,
             record.bbox,
-            record.scene.objects if record.scene else None,
             {column: len(row[column]["bytes"]) for column in IMAGE_COLUMNS if column in row},
+            record.scene.objects if record.scene else None,
             record.scene.left_out if record.scene else 0,
         )

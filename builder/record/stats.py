@@ -123,9 +123,10 @@ class Statistics:
 
     `tallies` by kind: `fg_bg` and `mask` over pixels 0..255, `depth` over stored units (0 =
     unknown), `mask_px` over the number of mask pixels a record has, `bbox` over x, y, width,
-    height. Scenes count their objects too: `objects` a record, `left_out` of it, and over all `object_px`
-    (pixels seen), `object_depth` (stored units at the foot), `visible` and `truncated` (whole
-    thousandths), `category`. `size_bytes` sums the encoded bytes of each image column.
+    height. Scenes count their objects too: `objects` a record, `left_out` of it, and over all of
+    them `object_px` (pixels seen), `object_depth` (stored units at the foot), `visible` and
+    `truncated` (whole thousandths), `category`. `size_bytes` sums the encoded bytes of each image
+    column.
 
     Args:
         size: side of a record in px.
@@ -165,8 +166,8 @@ class Statistics:
         mask: npt.NDArray[np.uint8],
         depth: npt.NDArray[np.uint16] | None,
         bbox: Sequence[int],
-        objects: Mapping[str, Sequence[Any]] | None,
         size_bytes: Mapping[str, int],
+        objects: Mapping[str, Sequence[Any]] | None = None,
         left_out: int = 0,
     ) -> None:
         """Count one record's pixels, and its objects, as a consumer decodes them.

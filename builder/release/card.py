@@ -200,7 +200,11 @@ def _parsed(text: str) -> Any:
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if number > _MAX_YAML_EVENTS or depth > _MAX_YAML_DEPTH:
             raise Unreadable("is longer, or nested more deeply, than that of any card")
-    return yaml.load(text, loader)  # noqa: S506 - a safe loader
+    reader = loader(text)
+    try:
+        return reader.get_single_data()
+    finally:
+        reader.dispose()
 
 
 def _yaml_text(values: dict[str, Any]) -> str:

@@ -772,7 +772,7 @@ class _Hub:
         failures: Counter[int | None] = Counter()
         known: tuple[type[Exception], ...] = (
             *request_errors(),
-            *(OSError, RuntimeError, ValueError),
+            *(OSError, RuntimeError, ValueError, AttributeError),
         )
         while True:
             try:

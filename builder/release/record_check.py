@@ -92,8 +92,8 @@ class RecordCheck:
                 decoded["mask"],
                 decoded.get("depth"),
                 row["bbox"],
-                row.get("objects"),
                 sizes,
+                row.get("objects"),
                 again.scene.left_out if again and again.scene else 0,
             )
         return faults
