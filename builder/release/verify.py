@@ -253,7 +253,11 @@ class _Verification:
                 self._check_loading(plan)
             if pinned.depth:
                 self._notes.append(
-                    "Depth was checked for size, range and grid and counted, not estimated again."
+                    "Depth was composed again from the depth stored with the backgrounds, to the "
+                    "last bit; that of the backgrounds was not estimated again."
+                    if pinned.recipe.composes_depth
+                    else "Depth was checked for size, range and grid and counted, not estimated "
+                    "again."
                 )
                 counts = {name: split.statistics for name, split in (stated or {}).items()}
                 self._notes += filter(None, [unknown_depth(counts)] if counts else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 
 import pyarrow as pa
@@ -57,16 +58,12 @@ def test_a_damaged_footer_gives_codecs_or_an_error(seed: int, n_flips: int) -> N
     start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     for bit in rng.integers(8 * start, 8 * len(data), n_flips).tolist():
         data[bit // 8] ^= 1 << bit % 8
-    try:
+    with contextlib.suppress(ValueError):
         assert all(isinstance(path, str) for group in codecs(bytes(data)) for path, _ in group)
-    except ValueError as error:
-        assert str(error)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_no_groups_or_an_error(data: bytes) -> None:
     tail = len(data).to_bytes(4, "little") + b"PAR1"
-    try:
+    with contextlib.suppress(ValueError):
         assert codecs(data + tail) == []
-    except ValueError as error:
-        assert str(error)
