@@ -56,7 +56,14 @@ from builder.errors import (
     UnfinishedError,
 )
 from builder.files import read_text
-from builder.layout import RECIPE_FILE, built_format, data_glob, read_recipe, state_files
+from builder.layout import (
+    RECIPE_FILE,
+    built_format,
+    content_digest,
+    data_glob,
+    read_recipe,
+    state_files,
+)
 from builder.pinned import PinnedRecipe
 from builder.recipe import Recipe
 from builder.record import TRAIN, DepthCodec, Plan, Tally
@@ -527,8 +534,14 @@ class FgbgDataset(datasets.GeneratorBasedBuilder):
         # A folder may be called `cut-outs [final]`; only the names of files are a pattern.
         out = glob.escape(self._output_dir)
         files = {name: f"{out}/{data_glob(name, 'parquet')}" for name in self.info.splits}
+        # The cache of `datasets` knows files by their paths and times alone. Where all times are
+        # one, as in a container's image, it would give the set that lay at the same path before.
         return datasets.load_dataset(
-            "parquet", data_files=files, split=split, keep_in_memory=in_memory
+            "parquet",
+            name=content_digest(place(self._output_dir))[:16],
+            data_files=files,
+            split=split,
+            keep_in_memory=in_memory,
         )
 
     def as_streaming_dataset(

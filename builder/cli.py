@@ -461,8 +461,10 @@ def _report_sources(project: Any, report: Say) -> None:
     report(f"{len(pinned.foregrounds)} foregrounds, {len(pinned.backgrounds)} backgrounds.")
     for name, reason in summarized(pinned.skipped):
         report(f"Left out: {name}: {reason}")
-    for group in project.duplicates:
+    for group in project.duplicates[:_MOST_LINES]:
         report(f"Same content: {', '.join(group)}. They stay in one split.")
+    if (more := len(project.duplicates) - _MOST_LINES) > 0:
+        report(f"Same content: {more} more groups.")
     for line in _of_the_whole(Plan(pinned)):
         report(line)
     if pinned.recipe.depth_model == DEMO_DEPTH_MODEL:

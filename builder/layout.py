@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -105,6 +106,15 @@ class Figures:
 def built_format(out: Place) -> FileFormat:
     """Return the file format of a finished build."""
     return "parquet" if (out / "data").is_dir() else "arrow"
+
+
+def content_digest(out: Place) -> str:
+    """Return the sha256 (hex) of what a finished build says of itself and of all its files."""
+    digest = hashlib.sha256()
+    for name in (RECIPE_FILE, STATISTICS_FILE):
+        if (out / name).is_file():
+            digest.update(read_text(out / name, MAX_BYTES[name]).encode())
+    return digest.hexdigest()
 
 
 def read_recipe(folder: Place) -> PinnedRecipe:

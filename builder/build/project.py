@@ -20,6 +20,7 @@ from builder.sources import (
     Kind,
     PreparedFolder,
     Source,
+    contents,
     prepare,
     refuse_overlap,
 )
@@ -100,7 +101,7 @@ class Project:
         stages: tuple[tuple[int, int], ...] = ()
         if earlier is None:
             held_out = {
-                kind: hold_out([s.entry for s in some], recipe.holdout, recipe.seed)
+                kind: _held_out(some, recipe, _entries(before, kind) if before else None)
                 for kind, some in sources.items()
             }
         else:
@@ -207,6 +208,22 @@ def _new(found: Iterable[Source], old: Sequence[Source]) -> list[Source]:
     return new
 
 
+def _held_out(
+    sources: Sequence[Source], recipe: Recipe, before: Sequence[SourceEntry] | None
+) -> tuple[SourceEntry, ...]:
+    """Return the entries of sources; a set of the same ones that is made again keeps its splits.
+
+    Versions before 0.2.0 told sources apart by their files alone.
+    """
+    entries = [source.entry for source in sources]
+    marked = hold_out(entries, recipe.holdout, recipe.seed)
+    if before is not None and [(e.id, e.sha256, e.held_out) for e in marked] == [
+        (e.id, e.sha256, e.held_out) for e in before
+    ]:
+        return marked
+    return hold_out(entries, recipe.holdout, recipe.seed, contents(sources))
+
+
 def _extended(
     sources: Mapping[Kind, tuple[Source, ...]], earlier: PinnedRecipe, recipe: Recipe
 ) -> tuple[dict[Kind, tuple[SourceEntry, ...]], tuple[tuple[int, int], ...]]:
@@ -218,7 +235,8 @@ def _extended(
             replace(entry, held_out=was.held_out)
             for entry, was in zip(found[: len(before)], before, strict=True)
         ]
-        new = hold_out_more(old, found[len(before) :], recipe.holdout, recipe.seed)
+        added = found[len(before) :]
+        new = hold_out_more(old, added, recipe.holdout, recipe.seed, contents(some))
         entries[kind] = (*old, *new)
     had = len(earlier.foregrounds), len(earlier.backgrounds)
     grown = had != (len(entries["foreground"]), len(entries["background"]))

@@ -310,15 +310,23 @@ class _ThreadPhilox(threading.local):
 _philox = _ThreadPhilox()
 
 
-def hold_out(sources: Sequence[SourceEntry], share: float, seed: int) -> tuple[SourceEntry, ...]:
+def hold_out(
+    sources: Sequence[SourceEntry],
+    share: float,
+    seed: int,
+    contents: Sequence[str] | None = None,
+) -> tuple[SourceEntry, ...]:
     """Mark the share of sources that is kept out of `train`, chosen by keyed hash of content.
 
     At least one is held out where share > 0 and there are two or more, and at least one is not.
-    Files of equal content stay together, so that none of them leaks from one split to another.
+    Sources of equal content stay together, so that none of them leaks from one split to another.
+
+    Args:
+        contents: what each source is told apart by; without it the sha256 of its file.
     """
     if share == 0 or len(sources) < 2:
         return tuple(replace(source, held_out=False) for source in sources)
-    keys = [_hold_out_key(source, seed) for source in sources]
+    keys = [_hold_out_key(content, seed) for content in contents or _files(sources)]
     wanted = max(1, round(share * len(sources)))
     # Something must be left for train; when all are copies of one file, everything is.
     last = min(sorted(keys)[wanted - 1], max(set(keys) - {max(keys)}, default=b""))
@@ -328,24 +336,37 @@ def hold_out(sources: Sequence[SourceEntry], share: float, seed: int) -> tuple[S
 
 
 def hold_out_more(
-    held: Sequence[SourceEntry], new: Sequence[SourceEntry], share: float, seed: int
+    held: Sequence[SourceEntry],
+    new: Sequence[SourceEntry],
+    share: float,
+    seed: int,
+    contents: Sequence[str] | None = None,
 ) -> tuple[SourceEntry, ...]:
     """Mark new sources of an extended set, so that the share is kept as nearly as can be.
 
     What was decided before stays. A copy of an earlier source goes where that one is.
+
+    Args:
+        contents: as for `hold_out`, of the earlier sources and then of the new ones.
     """
-    before = {source.sha256: source.held_out for source in held}
-    free = [source for source in new if source.sha256 not in before]
+    known = contents or _files((*held, *new))
+    before = dict(zip(known, (source.held_out for source in held), strict=False))
+    added = known[len(held) :]
     wanted = round(share * (len(held) + len(new))) - sum(source.held_out for source in held)
-    keys = sorted(_hold_out_key(source, seed) for source in free)
+    keys = sorted(_hold_out_key(content, seed) for content in added if content not in before)
     last = keys[min(wanted, len(keys)) - 1] if wanted > 0 and keys else b""
     return tuple(
-        replace(s, held_out=before.get(s.sha256, _hold_out_key(s, seed) <= last)) for s in new
+        replace(source, held_out=before.get(content, _hold_out_key(content, seed) <= last))
+        for source, content in zip(new, added, strict=True)
     )
 
 
-def _hold_out_key(source: SourceEntry, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{source.sha256}".encode()).digest()
+def _files(sources: Sequence[SourceEntry]) -> list[str]:
+    return [source.sha256 for source in sources]
+
+
+def _hold_out_key(content: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{content}".encode()).digest()
 
 
 def _stages(pinned: PinnedRecipe) -> list[list[tuple[int, range, range]]]:

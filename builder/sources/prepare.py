@@ -224,11 +224,23 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
+def contents(sources: Sequence[Source]) -> tuple[str, ...]:
+    """Return what tells sources apart: of those that became the same pixels, one sha256 for all.
+
+    A picture that was saved again, in another format, with another compression or without its
+    metadata, is another file and yet the same source.
+    """
+    first: dict[bytes, str] = {}
+    for source in sources:
+        first[source.png] = min(source.entry.sha256, first.get(source.png, source.entry.sha256))
+    return tuple(first[source.png] for source in sources)
+
+
 def duplicates(sources: Sequence[Source]) -> tuple[tuple[str, ...], ...]:
     """Return the ids of sources of equal content, in groups."""
     groups = defaultdict(list)
-    for source in sources:
-        groups[source.entry.sha256].append(source.entry.id)
+    for source, content in zip(sources, contents(sources), strict=True):
+        groups[content].append(source.entry.id)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 

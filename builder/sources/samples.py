@@ -29,6 +29,22 @@ _SIGNED, _FLOAT = 2, 3
 _BIG = (b"+\0", b"\0+")  # the 43 of BigTIFF, whose header is longer
 
 
+# What else people have under the name of a picture: where it begins so, and what it is.
+_WEB_PAGE = "is a web page and not a picture; download the picture again"
+_HEIF = "is a HEIC or AVIF picture, which is not read; convert it to JPEG or PNG"
+_INSTEAD = (
+    (
+        0,
+        b"version https://git-lfs",
+        "is only Git LFS's note of where the picture is; run git lfs pull in its repository",
+    ),
+    (0, b"<!doctype html", _WEB_PAGE),
+    (0, b"<html", _WEB_PAGE),
+    (0, b"gif8", "is a GIF, which is not read; convert it to JPEG or PNG"),
+    *((4, b"ftyp" + brand, _HEIF) for brand in (b"avi", b"hei", b"hev", b"mif1", b"msf1")),
+)
+
+
 class BadImageError(Exception):
     """Why one file cannot be used; the text follows its name, and is listed with all others."""
 
@@ -214,9 +230,12 @@ def from_16_bits(
 
 
 def why_unidentified(file: BinaryIO) -> str:
-    """Say why Pillow cannot open a file: which kind of JPEG or TIFF it is, if any."""
+    """Say why Pillow cannot open a file: what it is instead, or which kind of JPEG or TIFF."""
     file.seek(0)
-    head = file.read(16)
+    head = file.read(64)
+    for start, mark, is_instead in _INSTEAD:
+        if head[start:].lower().startswith(mark):
+            return is_instead
     reason = "is not a JPEG, PNG, WebP, TIFF or BMP image"
     try:
         if head.startswith(b"\xff\xd8"):

@@ -45,7 +45,7 @@ def test_the_undamaged_files_are_what_they_claim(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", valid_files())
     used, refused = used_and_refused(folder, "background")
     assert refused == {
-        "gif": "is not a JPEG, PNG, WebP, TIFF or BMP image",
+        "gif": "is a GIF, which is not read; convert it to JPEG or PNG",
         "png-animated": "has 3 frames; save one of them as an image",
         "webp-animated": "has 3 frames; save one of them as an image",
         "tiff-pages": "has 3 frames; save one of them as an image",

@@ -8,12 +8,15 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from builder.build.options import BuildOptions
+from builder.record import hold_out
 from fgbg_dataset import (
     BadSourcesError,
     FgbgDataset,
@@ -25,7 +28,7 @@ from fgbg_dataset import (
     extend_build,
 )
 from tests.limits import HANG_S
-from tests.pictures import scene
+from tests.pictures import blob, scene
 
 RECIPE = {
     "placements": 2,
@@ -195,6 +198,66 @@ def test_building_reads_each_source_once_more_than_decoding_it(sources, tmp_path
     made, prepared = (set(map(int, line.split())) for line in done.stdout.splitlines())
     assert made == {0}
     assert max(prepared) <= 3  # hashed, its header looked at, decoded
+
+
+def test_another_set_at_the_same_path_is_not_taken_for_the_one_before(sources, tmp_path):
+    """As in huggingface/datasets#2956: its cache knows files by path and time alone."""
+    out, hashes = tmp_path / "out", []
+    for seed in (0, 1):
+        shutil.rmtree(out, ignore_errors=True)
+        builder = FgbgDataset(*sources, **RECIPE, seed=seed, cache_dir=str(tmp_path / "cache"))
+        builder.download_and_prepare(out, file_format="parquet", num_proc=1, options=QUIET)
+        for file in out.rglob("*.parquet"):
+            os.utime(file, (1, 1))  # as in images of containers and packages that are reproducible
+        hashes.append(builder.as_dataset("train")["pixel_hash"][:])
+        stored = [table.to_pylist() for table in map(pq.read_table, out.glob("data/train-*"))]
+        assert sorted(hashes[-1]) == sorted(r["pixel_hash"] for rows in stored for r in rows)
+    assert set(hashes[0]).isdisjoint(hashes[1])
+
+
+@pytest.fixture
+def saved_again(tmp_path):
+    """Folders in which each picture stands twice, the second time compressed in another way."""
+    folders = tmp_path / "fg", tmp_path / "bg"
+    for folder, make in zip(folders, (blob, scene), strict=True):
+        folder.mkdir()
+        for i in range(5):
+            for name, level in (("a", 1), ("b", 9)):
+                make(i, 60, 60).save(folder / f"{i}{name}.png", compress_level=level)
+    return folders
+
+
+def sides(entries):
+    """By picture, on which sides of the split its two files are."""
+    found = {}
+    for entry in entries:
+        found.setdefault(entry.id[0], set()).add(entry.held_out)
+    return found
+
+
+def test_a_picture_that_was_saved_again_is_on_one_side_of_the_split(saved_again, tmp_path):
+    for seed in range(8):
+        builder = FgbgDataset(*saved_again, **RECIPE, seed=seed, cache_dir=str(tmp_path / "cache"))
+        for entries in (builder.project.pinned.foregrounds, builder.project.pinned.backgrounds):
+            assert all(len(which) == 1 for which in sides(entries).values())
+            assert set.union(*sides(entries).values()) == {True, False}
+        assert len(builder.project.duplicates) == 10
+
+
+def test_a_set_that_parted_such_files_is_made_again_and_extended_as_it_was(saved_again, tmp_path):
+    options = {"cache_dir": str(tmp_path / "cache")}
+    pinned = FgbgDataset(*saved_again, **RECIPE, **options).project.pinned
+    kinds = ("foregrounds", "backgrounds")
+    parted = replace(pinned, **{k: hold_out(getattr(pinned, k), 0.3, 0) for k in kinds})
+    assert any(len(which) == 2 for which in sides(parted.foregrounds).values())
+    again = FgbgDataset(*saved_again, recipe=parted.recipe, repeats=parted, **options)
+    assert again.project.pinned.fingerprint == parted.fingerprint
+
+    whole = pinned
+    scene(0, 60, 60).save(saved_again[1] / "0c.bmp")
+    grown = FgbgDataset(*saved_again, recipe=whole.recipe, earlier=whole, **options).project.pinned
+    assert grown.backgrounds[:-1] == whole.backgrounds
+    assert len(sides(grown.backgrounds)["0"]) == 1
 
 
 def test_a_folder_whose_name_is_a_pattern_is_loaded(builder, tmp_path):

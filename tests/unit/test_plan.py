@@ -24,6 +24,7 @@ from builder.record.plan import (
     _keys,
     _permute,
     hold_out,
+    hold_out_more,
     random_words,
 )
 from tests.strategies import entry, pinned
@@ -343,6 +344,20 @@ def test_files_of_equal_content_are_never_parted() -> None:
         for i in range(0, 12, 3):
             assert len({s.held_out for s in marked[i : i + 3]}) == 1
         assert 4 <= sum(s.held_out for s in marked) <= 6
+
+
+def test_sources_that_became_the_same_pixels_are_never_parted() -> None:
+    sources = [entry(f"s{i}") for i in range(12)]
+    same = [sources[i // 3 * 3].sha256 for i in range(12)]
+    apart = 0
+    for seed in range(50):
+        marked = hold_out(sources, 0.3, seed, same)
+        assert all(len({s.held_out for s in marked[i : i + 3]}) == 1 for i in range(0, 12, 3))
+        alone = hold_out(sources, 0.3, seed)
+        apart += any(len({s.held_out for s in alone[i : i + 3]}) > 1 for i in range(0, 12, 3))
+        more = hold_out_more(marked[:10], sources[10:], 0.3, seed, same)
+        assert {s.held_out for s in more} == {marked[9].held_out}
+    assert apart > 25  # by their files alone, most would be
 
 
 def test_copies_do_not_keep_the_only_other_file_from_being_held_out() -> None:

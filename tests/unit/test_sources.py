@@ -20,7 +20,7 @@ from builder.errors import BadSourcesError, FgbgError
 from builder.recipe import Recipe
 from builder.record.composition import cut_out, paste
 from builder.sources.credits import license_counts, uncredited
-from builder.sources.prepare import PreparedFolder, Source, SourceBank, prepare
+from builder.sources.prepare import PreparedFolder, Source, SourceBank, contents, prepare
 from builder.sources.scan import scan
 from builder.untrusted import printable
 from tests.pictures import blob, encoded, png, scene
@@ -474,8 +474,25 @@ REFUSALS = {
     "empty": (lambda: b"", "is empty (0 bytes)"),
     "text": (lambda: b"hello\n" * 9, "is not a JPEG, PNG, WebP, TIFF or BMP image"),
     "svg": (lambda: b"<svg/>", "is not a JPEG, PNG, WebP, TIFF or BMP image"),
-    "gif": (lambda: encoded(photo(), "GIF"), "is not a JPEG, PNG, WebP, TIFF or BMP image"),
-    "avif": (lambda: encoded(photo(), "AVIF"), "is not a JPEG, PNG, WebP, TIFF or BMP image"),
+    "gif": (
+        lambda: encoded(photo(), "GIF"), "is a GIF, which is not read; convert it to JPEG or PNG",
+    ),
+    "avif": (
+        lambda: encoded(photo(), "AVIF"),
+        "is a HEIC or AVIF picture, which is not read; convert it to JPEG or PNG",
+    ),
+    "heic": (
+        lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "is a HEIC or AVIF picture, which is not read; convert it to JPEG or PNG",
+    ),
+    "page": (
+        lambda: b"<!DOCTYPE html><title>404</title>",
+        "is a web page and not a picture; download the picture again",
+    ),
+    "pointer": (
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "is only Git LFS's note of where the picture is; run git lfs pull in its repository",
+    ),
     "signature only": (
         lambda: b"\x89PNG\r\n\x1a\n", "is not a JPEG, PNG, WebP, TIFF or BMP image",
     ),
@@ -710,6 +727,22 @@ def test_duplicates_by_content_are_reported(tmp_path: Path) -> None:
     prepared = prepare(folder, "background", SAME)
     assert prepared.duplicates == (("a", "c", "d"),)
     assert len(prepared.sources) == 4
+
+
+def test_a_picture_that_was_saved_again_is_the_same_source(tmp_path: Path) -> None:
+    # As in tqwei05/PlantSeg#11 and stefyste/RIAWELC#2, where such copies stood in train and test.
+    cut, other = blob(1, 40, 30), blob(2, 40, 30)
+    files = {
+        "a.png": encoded(cut, "PNG", compress_level=1),
+        "b.png": encoded(cut, "PNG", compress_level=9),
+        "c.webp": encoded(cut, "WEBP", lossless=True, exact=True),
+        "d.png": encoded(other, "PNG"),
+    }
+    prepared = prepare(folder_of(tmp_path / "fg", files), "foreground", SAME)
+    assert prepared.duplicates == (("a", "b", "c"),)
+    known_by = contents(prepared.sources)
+    hashes = [source.entry.sha256 for source in prepared.sources]
+    assert known_by == (*[min(hashes[:3])] * 3, hashes[3])
 
 
 # --- credits --------------------------------------------------------------------------------
