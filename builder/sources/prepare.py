@@ -42,6 +42,13 @@ _log = logging.getLogger(__name__)
 _LISTED = 5  # files that a message names
 _CACHE_BYTES = 600 * 2**20  # of decoded pictures of a kind: 4,000 backgrounds of 224 px
 _ENLARGED = 2  # times, from which a cut-out looks blurred
+# Background removers leave specks of hardly any alpha far from the object. Nobody sees alpha up to
+# the first number; the box without it counts where it is shorter by more than the second.
+_SPECK_ALPHA, _SPECK_SHARE = 10, 0.05
+_SPECKS = {
+    True: "specks that nobody sees, far around it, are left out",
+    False: "specks that nobody sees, far around it, make it smaller than it should be; erase them",
+}
 
 _NEEDS_ALPHA = (
     "a foreground needs transparency around the object; cut the object out and save it as PNG or "
@@ -288,6 +295,10 @@ class _Maker:
         given = Given()
         if self._kind == "foreground":
             whole, size = _trimmed(decoded.image), self._recipe.largest_side
+            if box := _box_without_specks(whole):
+                # Pairs are what they were in version 0.1.0, to which a speck was the object's end.
+                whole = whole.crop(box) if self._recipe.has_ladder else whole
+                self.notes.append((name, _SPECKS[self._recipe.has_ladder]))
             prepared, scale = _foreground(whole, size)
             if scale > _ENLARGED:
                 self.notes.append((name, f"enlarged more than {_ENLARGED}x, to {size} px"))
@@ -396,6 +407,16 @@ def _trimmed(image: Image.Image) -> Image.Image:
     if highest == 0:
         raise BadImageError(f"is wholly transparent; {_NEEDS_ALPHA}")
     return image.crop(alpha.getbbox())
+
+
+def _box_without_specks(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """Return the box of a trimmed cut-out without specks, where these make it much larger."""
+    box = (
+        image.getchannel("A").point([0] * (_SPECK_ALPHA + 1) + [1] * (255 - _SPECK_ALPHA)).getbbox()
+    )
+    if box is None or max(box[2] - box[0], box[3] - box[1]) > (1 - _SPECK_SHARE) * max(image.size):
+        return None
+    return box
 
 
 def _foreground(image: Image.Image, longer_side: int) -> tuple[Image.Image, float]:

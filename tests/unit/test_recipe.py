@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from dataclasses import replace
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,15 @@ def refusal(**fields: Any) -> str:
     with pytest.raises(RecipeError) as caught:
         Recipe(**fields)
     return str(caught.value)
+
+
+def test_classes_of_an_extension_follow_those_that_are_there() -> None:
+    whole = pinned(4, 1)
+    names = ("10", "2", "", "1")
+    named = (replace(e, category=c) for e, c in zip(whole.foregrounds, names, strict=True))
+    grown = replace(whole, foregrounds=tuple(named), stages=((2, 1),))
+    assert grown.at(0).categories == ("10", "2")
+    assert grown.categories == ("10", "2", "1", "object")
 
 
 def test_defaults_are_the_reference_run() -> None:

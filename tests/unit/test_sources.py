@@ -729,6 +729,34 @@ def test_duplicates_by_content_are_reported(tmp_path: Path) -> None:
     assert len(prepared.sources) == 4
 
 
+@pytest.mark.parametrize(("layout", "left_out"), [("scenes", True), ("pairs", False)])
+def test_specks_that_nobody_sees_do_not_make_an_object_small(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, layout: str, left_out: bool
+) -> None:
+    # As hauxir/imgpush#49 has it of rembg: alpha of 1 or 2 at the edges of the picture.
+    clean = np.zeros((120, 160, 4), np.uint8)
+    clean[40:70, 50:90] = (200, 10, 10, 255)
+    clean[40:70, 88:90, 3] = 90  # a soft edge belongs to the object
+    specked, near = clean.copy(), clean.copy()
+    specked[0, 0] = specked[-1, -1] = (9, 9, 9, 10)
+    near[39, 49] = (9, 9, 9, 10)
+    files = {
+        name: encoded(Image.fromarray(pixels), "PNG")
+        for name, pixels in (("clean.png", clean), ("near.png", near), ("specked.png", specked))
+    }
+    recipe = Recipe.from_dict({"layout": layout, "depth_model": "demo"})
+    prepared = prepare(folder_of(tmp_path / "fg", files), "foreground", recipe)
+    plain, close, cleaned = (source.pixels() for source in prepared.sources)
+    assert np.array_equal(cleaned, plain) == left_out
+    assert not np.array_equal(close, plain)  # hardly larger, so it is taken as it is
+    assert [line for line in caplog.messages if "specks" in line] == [
+        "fg: specks that nobody sees, far around it, are left out: specked.png"
+        if left_out
+        else "fg: specks that nobody sees, far around it, make it smaller than it should be; "
+        "erase them: specked.png"
+    ]
+
+
 def test_a_picture_that_was_saved_again_is_the_same_source(tmp_path: Path) -> None:
     # As in tqwei05/PlantSeg#11 and stefyste/RIAWELC#2, where such copies stood in train and test.
     cut, other = blob(1, 40, 30), blob(2, 40, 30)
