@@ -332,6 +332,8 @@ class PinnedRecipe:
             pinned.check_files()
             if content["fingerprint"] != pinned.fingerprint:
                 raise RecipeError("its fingerprint does not fit its content; it was edited.")
+            if content["records"] != pinned.n_records:
+                raise RecipeError(f"its records are {pinned.n_records}, not what it says.")
         except RecipeError as error:
             raise RecipeError(f"{name}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -69,7 +69,7 @@ class Folder:
         self.files = dict(_walk(self.root))
 
     @contextmanager
-    def opened(self, name: str, whole: bool) -> Iterator[Path | BinaryIO]:
+    def opened(self, name: str, whole: bool, keep: bool = False) -> Iterator[Path | BinaryIO]:
         """Give a file's path."""
         yield self.root / name
 
@@ -129,8 +129,14 @@ class Repo:
         )
 
     @contextmanager
-    def opened(self, name: str, whole: bool) -> Iterator[Path | BinaryIO]:
-        """Give a shard as a temporary file where all of it is needed, else as a remote file."""
+    def opened(self, name: str, whole: bool, keep: bool = False) -> Iterator[Path | BinaryIO]:
+        """Give a shard as a temporary file where all of it is needed, else as a remote file.
+
+        `keep` puts it beside the small files, to be read again.
+        """
+        if keep:
+            yield self._download(name, self.root)
+            return
         if whole or self.files[name].sha256 is None:
             with tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder:
                 yield self._download(name, Path(folder))
@@ -161,10 +167,10 @@ class Stored:
             (where / name).download(root / name)
 
     @contextmanager
-    def opened(self, name: str, whole: bool) -> Iterator[Path | BinaryIO]:
+    def opened(self, name: str, whole: bool, keep: bool = False) -> Iterator[Path | BinaryIO]:
         """Give a shard as a temporary file."""
         with tempfile.TemporaryDirectory(prefix="fgbg-verify-") as folder:
-            path = Path(folder) / "shard"
+            path = self.root / name if keep else Path(folder) / "shard"
             (self._where / name).download(path)
             yield path
 

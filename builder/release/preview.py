@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from builder.build import ROW_GROUP_RECORDS
 from builder.errors import NotABuildError
@@ -56,7 +56,7 @@ from builder.sources import Kind, prepared_source, stored_columns
 from builder.tables import Table, write_rows
 from builder.untrusted import Unreadable, printable, refusing
 
-_FIFTYONE = "format: ParquetFilesDataset\nfilepath: fg_bg\nmask_fields: mask\n"
+FIFTYONE_HINT = "format: ParquetFilesDataset\nfilepath: fg_bg\nmask_fields: mask\n"
 
 SHEET_ROWS, PAGE_RECORDS, TABLE_RECORDS = 6, 32, 256
 _TABLE_PX = TABLE_RECORDS * 256 * 256  # of larger records there are fewer, so that it opens fast
@@ -66,6 +66,8 @@ _MAX_SHEET_BYTES = 1_800_000
 _MAX_SIDE = 256  # px; larger records are shown reduced, smaller ones enlarged up to this
 _MAX_EMBEDDED_BYTES = 40_000  # larger composites are encoded again for the page
 _PAGE_QUALITY = 85
+_EMBEDDED = re.compile(rb"(?<=;base64,)[A-Za-z0-9+/]*=*")
+_TILE_PX, _TILE_LEVELS = 32, 16  # how far tiles of one picture, drawn twice, differ at most
 
 Pixels = npt.NDArray[np.uint8]
 Metres = npt.NDArray[np.float32]
@@ -180,22 +182,28 @@ def write_preview(out: Path, into: Path | None = None) -> tuple[Path, Path, Path
         NotABuildError: the folder is not a finished build, or a file of it is missing or damaged.
     """
     pinned = read_recipe(out)
+    picture, text = draw_preview(out, pinned)
+    sheet, page, table = ((into or out) / name for name in (SHEET_FILE, PAGE_FILE, TABLE_FILE))
+    for path in (sheet, table):
+        path.parent.mkdir(exist_ok=True)
+    write_bytes(sheet, picture)
+    write_text(page, text)
+    columns = preview_columns(pinned.recipe, pinned.categories)
+    write_rows(table, columns, _table_rows(out, pinned))
+    write_text((into or out) / FIFTYONE_FILE, FIFTYONE_HINT)
+    if into is None:
+        state_files(out, (SHEET_FILE, PAGE_FILE, TABLE_FILE, FIFTYONE_FILE))
+    return sheet, page, table
+
+
+def draw_preview(out: Path, pinned: PinnedRecipe) -> tuple[bytes, str]:
+    """Return the sample sheet as PNG, and the preview page; see `write_preview`."""
     samples = read_samples(out, pinned)
     scale = None
     if pinned.depth:
         depths = [s.depth for chosen in samples.values() for s in chosen if s.depth is not None]
         scale = DepthScale.around(depths, pinned.depth)
-    sheet, page, table = ((into or out) / name for name in (SHEET_FILE, PAGE_FILE, TABLE_FILE))
-    for path in (sheet, table):
-        path.parent.mkdir(exist_ok=True)
-    write_bytes(sheet, _sheet_png(out, pinned, samples, scale))
-    write_text(page, _page_html(pinned, samples, scale))
-    columns = preview_columns(pinned.recipe, pinned.categories)
-    write_rows(table, columns, _table_rows(out, pinned))
-    write_text((into or out) / FIFTYONE_FILE, _FIFTYONE)
-    if into is None:
-        state_files(out, (SHEET_FILE, PAGE_FILE, TABLE_FILE, FIFTYONE_FILE))
-    return sheet, page, table
+    return _sheet_png(out, pinned, samples, scale), _page_html(pinned, samples, scale)
 
 
 def _table_rows(out: Path, pinned: PinnedRecipe) -> list[dict[str, Any]]:
@@ -203,11 +211,9 @@ def _table_rows(out: Path, pinned: PinnedRecipe) -> list[dict[str, Any]]:
     plan, recipe = Plan(pinned), pinned.recipe
     names = [column.name for column in record_columns(recipe)]
     split_column = preview_columns(recipe)[-1].name
-    total = min(TABLE_RECORDS, max(len(plan.splits), _TABLE_PX // recipe.size**2))
-    most = {name: split.n_records for name, split in plan.splits.items()}
     rows = [
         {**row, split_column: name}
-        for name, count in shares(plan, total, most).items()
+        for name, count in table_counts(plan).items()
         for row in _first_rows(out, plan.splits[name], count, names)
     ]
     if pinned.depth:
@@ -218,6 +224,12 @@ def _table_rows(out: Path, pinned: PinnedRecipe) -> list[dict[str, Any]]:
             )
             row["depth_colour"] = {"bytes": encoded, "path": None}
     return rows
+
+
+def table_counts(plan: Plan) -> dict[str, int]:
+    """Return how many of the first records of each split the table holds."""
+    total = min(TABLE_RECORDS, max(len(plan.splits), _TABLE_PX // plan.pinned.recipe.size**2))
+    return shares(plan, total, {name: split.n_records for name, split in plan.splits.items()})
 
 
 def coloured(pinned: PinnedRecipe, depths: Sequence[bytes]) -> list[Pixels]:
@@ -683,6 +695,28 @@ def _page_html(
         scale=_page_scale(scale) if scale else None,
     )
     return page
+
+
+def same_page(one: bytes, other: bytes) -> bool:
+    """Whether two pages are the same but for how their pictures are encoded."""
+    if _EMBEDDED.sub(b"", one) != _EMBEDDED.sub(b"", other):
+        return False
+    pairs = zip(_EMBEDDED.findall(one), _EMBEDDED.findall(other), strict=True)
+    return all(a == b or same_picture(*map(base64.b64decode, (a, b))) for a, b in pairs)
+
+
+def same_picture(one: bytes, other: bytes) -> bool:
+    """Whether two encoded pictures are the same but for their encoding and how letters look."""
+    if one == other:
+        return True
+    try:
+        mine, theirs = (open_picture(data, None).convert("RGB") for data in (one, other))
+    except Unreadable:
+        return False
+    if mine.size != theirs.size:
+        return False
+    differences = ImageChops.difference(mine, theirs).reduce(_TILE_PX).getextrema()
+    return int(np.max(differences)) <= _TILE_LEVELS
 
 
 def _content_hash(template: str, tag: str) -> str:

@@ -21,7 +21,7 @@ from builder.record import (
     open_picture,
 )
 from builder.schema import IMAGE_COLUMNS, MASK_ON
-from builder.untrusted import Unreadable
+from builder.untrusted import Unreadable, shown
 
 Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.uint16]
@@ -189,15 +189,15 @@ class _DepthCheck:
         return stored
 
 
-def _check_objects(stored: Mapping[str, Any], again: Record | None) -> None:
+def _check_objects(stored: Mapping[str, Any] | None, again: Record | None) -> None:
     """Compare the column `objects` with that of a record composed again."""
     if again is None or again.scene is None or again.scene.objects is None:
         return
-    due = again.scene.objects
-    for name, values in due.items():
-        if list(stored[name]) != values:
+    for name, values in again.scene.objects.items():
+        held = (stored or {}).get(name)
+        if held != values:
             raise _Wrong(
-                "objects", f"{name} of its objects is {list(stored[name])}, composed again {values}"
+                "objects", f"{name} of its objects is {shown(held)}, composed again {values}"
             )
 
 

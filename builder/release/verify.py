@@ -27,6 +27,7 @@ import numpy.typing as npt
 from builder import __version__
 from builder.errors import FgbgError, NewerVersionError, RecipeError
 from builder.files import is_system_file, read_text, sha256_file
+from builder.hub import request_errors
 from builder.layout import (
     BACKGROUNDS_FILE,
     CARD_FILE,
@@ -34,7 +35,9 @@ from builder.layout import (
     FOREGROUNDS_FILE,
     INFO_FILE,
     MAX_BYTES,
+    PAGE_FILE,
     RECIPE_FILE,
+    SHEET_FILE,
     SOURCES_FILE,
     STATISTICS_FILE,
     TABLE_FILE,
@@ -67,7 +70,15 @@ from builder.release.card import (
     own_entries,
     tables_of,
 )
-from builder.release.preview import TABLE_RECORDS, coloured
+from builder.release.preview import (
+    FIFTYONE_HINT,
+    TABLE_RECORDS,
+    coloured,
+    draw_preview,
+    same_page,
+    same_picture,
+    table_counts,
+)
 from builder.release.record_check import RecordCheck
 from builder.schema import (
     Column,
@@ -85,10 +96,12 @@ _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they a
 _MAX_PER_CHECK = 1000
 _MAX_CHARACTERS = 500  # of a sentence, which may quote what is foreign
 _MAX_LISTED = 5  # names in a note
+_MAY_BE = {INFO_FILE, FIFTYONE_FILE}  # in a set, beside the fixed files and the shards
 _COLOUR_LEVELS = 8  # of 256, that a JPEG of coloured depth is off by at most, on average
 _OUR_FOLDERS = ("data/", "foregrounds/", "backgrounds/", "preview/")
 # What `datasets` reads by itself where no config names it, or before the card; at the top alone.
 _MISLEADING = re.compile(r"[^/]*\.(py|parquet|arrow)|\.huggingface\.yaml|dataset_infos\.json")
+_ANEW = "fgbg preview writes it again"
 _LEFT_BY_US = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")  # of a process that was killed
 _METADATA = {
     *(b"huggingface", b"content_defined_chunking", b"use_content_defined_chunking"),
@@ -242,8 +255,9 @@ class _Verification:
             bank = self._sources(pinned)
             self._check = RecordCheck(pinned)
             self._renderer = Renderer(plan, bank, None) if bank else None
-            if self._check_names(plan, files or {}):
+            if self._check_names(plan):
                 self._check_files(files)
+                self._check_info(plan)
                 complete = self._check_splits(plan, stated)
             self._check_preview(plan)
             self._blame_sources()
@@ -251,6 +265,8 @@ class _Verification:
                 self._card()
             if not self._problems and not isinstance(self._place, Stored):
                 self._check_loading(plan)
+            if not self._problems and stated is not None:
+                self._check_shown(plan)
             if pinned.depth:
                 self._notes.append(
                     "Depth was composed again from the depth stored with the backgrounds, to the "
@@ -414,7 +430,7 @@ class _Verification:
 
     # -- shards
 
-    def _check_names(self, plan: Plan, stated: Mapping[str, Any]) -> bool:
+    def _check_names(self, plan: Plan) -> bool:
         """Nothing missing, nothing extra; False where the plan is not worth walking through."""
         files, file_format = self._place.files, self._place.file_format
         if plan.n_shards > 2 * len(files) + 100:
@@ -425,7 +441,7 @@ class _Verification:
             for split in plan.splits.values()
             for shard in range(split.n_shards)
         }
-        due |= stated.keys() | {*FIXED_FILES}
+        due |= {*FIXED_FILES}
         checked = {
             RECIPE_FILE,
             STATISTICS_FILE,
@@ -441,7 +457,7 @@ class _Verification:
             last = name.rstrip("/").rpartition("/")[2]
             if is_system_file(name) or _LEFT_BY_US.fullmatch(last):
                 left.append(name)
-            elif name in due or name in (INFO_FILE, FIFTYONE_FILE):
+            elif name in due or name in _MAY_BE:
                 if file.fault and name not in checked:
                     self._problem("files", name, file.fault)
             elif _MISLEADING.fullmatch(name) or name.startswith(_OUR_FOLDERS):
@@ -467,11 +483,16 @@ class _Verification:
                 "Made by version 0.1.0, which states no sha256 of page, sheet, preview and sources."
             )
             return
-        others = {INFO_FILE, FIFTYONE_FILE} & self._place.files.keys()
-        for name in sorted({*FIXED_FILES, *others} - {CARD_FILE, STATISTICS_FILE} - stated.keys()):
+        others = {*FIXED_FILES, *(_MAY_BE & self._place.files.keys())}
+        others -= {CARD_FILE, STATISTICS_FILE}
+        for name in sorted(others - stated.keys()):
             self._problem("files", name, f"is not stated in {STATISTICS_FILE}")
+        for name in sorted(stated.keys() - {*FIXED_FILES, *_MAY_BE}):
+            self._problem("statistics", STATISTICS_FILE, f"states {shown(name)}, which no set has")
         for name, due in stated.items():
             file, path = self._place.files.get(name), self._place.root / name
+            if file is None and name in _MAY_BE:
+                self._problem("files", name, "is missing")
             if file is None or file.fault:
                 continue  # reported by its name
             if file.size_bytes != due.size_bytes:
@@ -514,7 +535,8 @@ class _Verification:
             self._check_sha256(shard, stated)
             return
         try:
-            with place.opened(name, whole=shard.wanted is None) as source:
+            keep = self._sample is None and shard.range[0] == 0  # sheet and page show its records
+            with place.opened(name, shard.wanted is None, keep) as source:
                 own = sha256_file(source) if isinstance(source, Path) else stated
                 self._check_sha256(shard, own)
                 table = Table(source, place.file_format)
@@ -551,13 +573,20 @@ class _Verification:
         columns = record_columns(pinned.recipe, pinned.categories)
         if different := wrong_columns(table.schema, columns):
             raise Unreadable(different)
-        self._check_metadata(shard.name, table, columns, shard.pinned)
+        self._check_metadata(
+            shard.name, table, columns, pinned, extended=bool(shard.plan.pinned.stages)
+        )
         held, due = table.integers("record_id"), shard.split.record_ids(*shard.range)
         if not np.array_equal(held, due):
             self._tell_ids(shard, held, due)
 
     def _check_metadata(
-        self, name: str, table: Table, columns: tuple[Column, ...], pinned: PinnedRecipe | None
+        self,
+        name: str,
+        table: Table,
+        columns: tuple[Column, ...],
+        pinned: PinnedRecipe | None,
+        extended: bool = False,
     ) -> None:
         """Compare all that a file says of itself: its features and, of a shard, its recipe."""
         from datasets import Features
@@ -579,6 +608,9 @@ class _Verification:
             mine.append(decisive(read(DepthInfo, depth, name)) if depth else None)
         theirs: list[Any] = [pinned.fingerprint, decisive(pinned.recipe)]
         theirs.append(decisive(pinned.depth) if pinned.depth else None)
+        if not extended:  # of an extension the same weights may have another name
+            mine.append(depth and depth.get("model"))
+            theirs.append((public := pinned.public().depth) and public.model)
         if mine != theirs or not content.keys() <= {"fingerprint", "recipe", "depth"}:
             self._problem("recipe", name, "is of another fingerprint by its metadata")
 
@@ -631,8 +663,13 @@ class _Verification:
                 raise Unreadable(different)
             self._check_metadata(TABLE_FILE, table, columns, None)
             ids = table.integers("record_id").tolist()
-            if not 0 < len(ids) <= TABLE_RECORDS or len(set(ids)) < len(ids):
-                raise Unreadable(f"has {len(ids)} rows of {len(set(ids))} records")
+            due = [
+                record
+                for name, count in table_counts(plan).items()
+                for record in plan.splits[name].record_ids(0, count).tolist()
+            ]
+            if ids != due:
+                raise Unreadable(f"does not hold the first {len(due)} records; {_ANEW}")
             pictures = []
             for _, row in table.rows([column.name for column in columns]):
                 home, split = _home(plan, row["record_id"]), row.pop(columns[-1].name)
@@ -657,6 +694,8 @@ class _Verification:
             try:
                 height, width = due.shape[:2]
                 data = (shown_as or {}).get("bytes")
+                if (shown_as or {}).get("path") is not None:
+                    raise Unreadable("has a path beside its bytes")
                 held = np.asarray(open_picture(data, (width, height), modes=("RGB",)))
             except Unreadable as reason:
                 self._problem("preview", where, f"depth_colour {reason}")
@@ -704,12 +743,52 @@ class _Verification:
         lines = text.splitlines()
         for name, block in blocks_of(own).items():
             theirs = blocks_of(body).get(name)
-            if theirs is None and same:
+            if theirs is None:
                 self._problem("card", CARD_FILE, f"has no block fgbg:{name}; see fgbg card")
             elif theirs is not None:
                 mark = next(n for n, line in enumerate(lines) if f"fgbg:{name} begin" in line)
                 for number, what in compare(theirs, block):
                     self._problem("card", f"{CARD_FILE} line {mark + number + 1}", what)
+
+    def _check_shown(self, plan: Plan) -> None:
+        """Make sheet and page of what was checked again, and compare."""
+        place = self._place
+        version = _CARD_VERSION.search(read_text(place.root / CARD_FILE, MAX_BYTES[CARD_FILE]))
+        if version is None or version[1] != __version__:
+            self._notes.append("Sheet and page are of another version, and were not made again.")
+            return
+        if not isinstance(place, Folder) and self._sample is not None:
+            self._notes.append("Sheet and page were not made again (see --all).")
+            return
+        sheet, page = draw_preview(place.root, plan.pinned)
+        if not same_picture((place.root / SHEET_FILE).read_bytes(), sheet):
+            self._problem("preview", SHEET_FILE, f"shows something else than the set; {_ANEW}")
+        if not same_page((place.root / PAGE_FILE).read_bytes(), page.encode()):
+            self._problem("preview", PAGE_FILE, f"is not the page of this set; {_ANEW}")
+        hint = place.root / FIFTYONE_FILE
+        if hint.exists() and hint.read_text(encoding="utf-8") != FIFTYONE_HINT:
+            self._problem("preview", FIFTYONE_FILE, f"is not that of this set; {_ANEW}")
+
+    def _check_info(self, plan: Plan) -> None:
+        """Compare `dataset_info.json`, which a build leaves for `datasets`, with the set."""
+        from datasets import Features
+
+        if INFO_FILE not in self._place.files or not isinstance(self._place, Folder):
+            return
+        if (text := self._text("files", INFO_FILE)) is None:
+            return
+        try:
+            with refusing("is not as a build writes it"):
+                content = parse_json(text)
+                held = {name: split["num_examples"] for name, split in content["splits"].items()}
+                same = Features.from_dict(content["features"]) == features(
+                    record_columns(plan.pinned.recipe, plan.pinned.categories)
+                )
+        except Unreadable as reason:
+            self._problem("files", INFO_FILE, str(reason))
+            return
+        if not same or held != {split.name: split.n_records for split in plan.splits.values()}:
+            self._problem("files", INFO_FILE, "speaks of other columns or records than the set has")
 
     def _check_loading(self, plan: Plan) -> None:
         """Let `datasets` say what it would load, without reading it: this very set, all of it."""
@@ -717,11 +796,18 @@ class _Verification:
 
         place = self._place
         due = record_columns(plan.pinned.recipe, plan.pinned.categories)
-        with TemporaryDirectory(prefix="fgbg-verify-") as cache, refusing("cannot be loaded"):
-            where: dict[str, Any] = {"path": str(place.root)}
-            if isinstance(place, Repo):
-                where |= {"path": place.name, "revision": place.revision, "token": place.token}
-            loaded = load_dataset_builder(**where, cache_dir=cache)
+        where: dict[str, Any] = {"path": str(place.root)}
+        if isinstance(place, Repo):
+            where |= {"path": place.name, "revision": place.revision, "token": place.token}
+        try:
+            with (
+                TemporaryDirectory(prefix="fgbg-verify-") as cache,
+                refusing("makes load_dataset fail", request_errors()),
+            ):
+                loaded = load_dataset_builder(**where, cache_dir=cache)
+        except Unreadable as reason:
+            self._problem("card", CARD_FILE, f"{reason}; see fgbg card")
+            return
         config: Any = loaded.config
         held = {
             str(split): sorted(str(file).rpartition("/")[2] for file in files)

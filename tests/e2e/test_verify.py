@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 import json
@@ -676,6 +677,13 @@ def blank(rows: Rows) -> None:
         row["depth_colour"] = {"bytes": b"no picture", "path": None}
 
 
+def white_png() -> str:
+    """A picture that no page of a set shows."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), "white").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 def stain(rows: Rows) -> None:
     for row in rows:
         row["depth_colour"] = row["fg_bg"]
@@ -693,6 +701,13 @@ PLANTINGS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "stray shard": (
         lambda out: shutil.copy(out / TRAIN, out / "data/train-x.parquet"), "data/train-x", False
     ),
+    "stray, and stated": (
+        lambda out: shutil.copy(out / TRAIN, out / "a.parquet"), "a.parquet", True
+    ),
+    "stray preview, and stated": (
+        lambda out: (out / "preview/a.txt").write_text("a"), "preview/a.txt", True
+    ),
+    "infos, stated": (lambda out: (out / "dataset_infos.json").write_text("{}"), "dataset_i", True),
     "stray source": (
         lambda out: shutil.copy(out / TRAIN, out / "foregrounds/a.parquet"), "foregrounds/a", False
     ),
@@ -734,6 +749,27 @@ PLANTINGS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
         "README.md dataset_info[default].features", False,
     ),
     "page": (lambda out: (out / PAGE).write_text("<script>evil()</script>"), PAGE, False),
+    "script in the page": (
+        lambda out: (out / PAGE).write_text(
+            (out / PAGE).read_text().replace("</body>", "<script>evil()</script></body>")
+        ),
+        PAGE, True,
+    ),
+    "another page": (
+        lambda out: (out / PAGE).write_text(
+            (out / PAGE).read_text().replace("base64,", f"base64,{white_png()}", 1)
+        ),
+        PAGE, True,
+    ),
+    "another sheet": (
+        lambda out: (out / SHEET).write_bytes(base64.b64decode(white_png())), SHEET, True
+    ),
+    "hint of FiftyOne": (lambda out: (out / "fiftyone.yml").write_text("format: x"), "fift", True),
+    "preview cut": (lambda out: change(out / TABLE_FILE, list.pop), TABLE_FILE, True),
+    "path of depth_colour": (
+        lambda out: change(out / TABLE_FILE, lambda rows: rows[3]["depth_colour"].update(path="x")),
+        TABLE_FILE, True,
+    ),
     "no page": (lambda out: (out / PAGE).unlink(), PAGE, False),
     "page elsewhere": (lambda out: linked(out / PAGE), PAGE, False),
     "sheet": (lambda out: (out / SHEET).write_bytes(b"\x89PNG"), SHEET, False),
@@ -782,8 +818,28 @@ PLANTINGS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "dataset_info": (
         lambda out: (out / "dataset_info.json").write_text("?"), "dataset_info.json", False
     ),
+    "forged dataset_info": (
+        lambda out: (out / "dataset_info.json").write_text("{}"), "dataset_info.json", True
+    ),
+    "dataset_info of others": (
+        lambda out: (out / "dataset_info.json").write_text(
+            (out / "dataset_info.json").read_text().replace('"coverage"', '"cover"')
+        ),
+        "dataset_info.json", True,
+    ),
     "records": (lambda out: recipe(out, records=1), "recipe.json", False),
     "depth model": (lambda out: recipe(out, depth={"model": "x/y"}), "recipe.json", False),
+    "forged depth model": (
+        lambda out: recipe(out, depth={"model": "./y"}, recipe={"depth_model": "./y"}), TRAIN, True
+    ),
+    "no load": (
+        lambda out: card(out, "configs:\n", "configs:\n- data_files: evil/*\n"), "README.md", False
+    ),
+    "a block gone from another version": (
+        lambda out: (card(out, f"By fgbg-dataset {__version__}", "By fgbg-dataset 9.9"),
+                     card(out, "<!-- fgbg:credits begin -->", "")),
+        "README.md", False,
+    ),
     "unstated": (
         lambda out: (out / STATED).write_text(
             json.dumps({**json.loads((out / STATED).read_text()), "files": {}})
