@@ -162,7 +162,7 @@ def test_a_set_of_many_files_goes_up_in_one_commit(sources, hub, tmp_path):
     """More files than huggingface_hub and `datasets` take into one request or commit."""
     out = make(sources, tmp_path / "many", placements=15, shard_records=1)
     done = push(out, hub)
-    assert len(done.plan.files) == 600 + 8
+    assert len(done.plan.files) == 600 + 9
     assert len(hub.sent) == len(set(hub.sent))
     assert len(hub.repo(REPO).commits) == 2
     assert kept(hub.files(REPO)) == sent_set(out)
@@ -617,14 +617,12 @@ def test_what_is_sent_is_what_was_looked_at(small, hub, tmp_path):
     assert verify(REPO).ok
 
 
-def test_a_page_of_another_hand_is_made_anew(small, hub, tmp_path):
+def test_a_page_of_another_hand_is_refused(small, hub, tmp_path):
     """Even where its sha256 is stated, so that nothing is wrong by what the set says."""
     out = Path(shutil.copytree(small, tmp_path / "small"))
     (out / "assets/preview.html").write_text("<script>evil()</script>")
     state_files(out)
-    assert verify(out).ok
-    push(out, hub)
-    assert kept(hub.files(REPO)) == sent_set(small)
+    assert "assets/preview.html: is not the page of this set" in refused(out, hub)
 
 
 def test_a_card_too_large_to_be_read_again_is_not_sent(small, hub):
