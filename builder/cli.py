@@ -542,9 +542,10 @@ def _load_line(out: Place) -> str:
 def ground(
     backgrounds: Place, out: Path, depth_model: str, depth_revision: str | None, size: int
 ) -> None:
-    """Draw where objects would stand on each of BACKGROUNDS, to look at before a build of scenes.
+    """Draw where objects would stand on backgrounds.
 
-    The ground is tinted green, its horizon red; under a background without a ground stands why.
+    It shows what a build of scenes would find: the ground is tinted green, its horizon red; under a
+    background without a ground stands why.
     """
     from builder.build import find_grounds
     from builder.release import ground_sheet

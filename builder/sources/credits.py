@@ -11,7 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
 
 from builder.files import read_bytes
@@ -164,9 +164,13 @@ class _Reader:
         return fault, True
 
     def _find(self, named: str) -> str | None:
-        """Return the file that a cell means; names may begin or end with spaces."""
+        """Return the file that a cell means; names may begin or end with spaces.
+
+        Or with `./`, as `find` lists files; Windows writes backslashes.
+        """
         start = f"{self._folder}/" if self._folder else ""
-        meant = [start + text for text in (named, named.strip(), named.strip().replace("\\", "/"))]
+        plain = PurePosixPath(named.strip().replace("\\", "/")).as_posix()
+        meant = [start + text for text in (named, named.strip(), plain)]
         exact = next((text for text in meant if text in self._files), None)
         return exact or next(filter(None, (self._by_key.get(name_key(m)) for m in meant)), None)
 

@@ -50,10 +50,12 @@ def test_click_shows_the_defaults_of_the_recipe():
     for field in checked_fields(Recipe):
         value = getattr(Recipe(), field.name)
         if isinstance(value, bool):
-            value = field.name
+            value = field.name if value else f"no-{field.name}"
         if type(None) not in field.types:
             flag = f"--{field.name.replace('_', '-')}"
-            assert re.search(rf"{flag} [^[]*(\[[^]]*\] [^[]*)?\[default: {value}\]", text), flag
+            assert re.search(rf"{flag} [^[]*(\[[^]]*\] [^[]*)?\[default: \(?{value}[;\]]", text), (
+                flag
+            )
 
 
 def test_plan_is_estimate():

@@ -823,6 +823,14 @@ def test_credits_name_files_of_subfolders_and_with_commas(tmp_path: Path) -> Non
     assert license_counts(entries) == {"MIT": 2}
 
 
+@pytest.mark.parametrize(
+    "name", ["./sub/b.png", " sub/b.png ", "sub\\b.png", ".\\sub\\b.png", "SUB/B.PNG"]
+)
+def test_credits_name_files_as_systems_list_them(tmp_path: Path, name: str) -> None:
+    entries = [source.entry for source in credited(tmp_path, f"{HEAD}{name},B,MIT,\n").sources]
+    assert license_counts(entries) == {"MIT": 1}
+
+
 HEAD = "file,author,license,url\n"
 NAME_ALL = "its first line must name all of file, author, license, url"
 
