@@ -163,6 +163,16 @@ def test_a_killed_raylet_changes_no_byte(cluster, sources, tiny_model, undisturb
     assert len(cluster.ask("+")) == 2
 
 
+def test_scenes_are_the_same_bytes(cluster, tmp_path):
+    arguments = ("--demo", "--layout", "scenes", "--records", 60, "--size", 96)
+    arguments += ("--shard-records", 10)
+    process = cluster.build(tmp_path / "ray" / "set", *arguments)
+    _, stderr = process.communicate(timeout=HANG_S)
+    assert process.returncode == 0, stderr
+    fgbg("build", tmp_path / "local" / "set", *arguments, "--workers", 1)
+    assert files_of(tmp_path / "ray" / "set") == files_of(tmp_path / "local" / "set")
+
+
 def test_the_driver_is_killed_and_a_local_build_goes_on(
     cluster, sources, tiny_model, undisturbed, tmp_path
 ):
