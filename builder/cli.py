@@ -33,6 +33,7 @@ from builder.console import (
 from builder.depth import BACKENDS, DEVICES
 from builder.errors import PublishError, RecipeMismatchError, summarized
 from builder.finetune import finetune_command
+from builder.layout import loads_by_path
 from builder.pinned import PinnedRecipe, load_recipe
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, layout_default, meaning
 from builder.record import Plan
@@ -514,11 +515,10 @@ def _result_lines(out: Place, result: dict[str, Any]) -> list[str]:
 def _load_line(out: Place) -> str:
     """Return the Python that loads a set, to be pasted.
 
-    `load_dataset` takes a folder's name for a pattern, so one with such characters is loaded by
-    its files.
+    A folder on a store, or of a name that `load_dataset` does not take, is loaded by its files.
     """
     text = str(out)
-    if isinstance(out, StorePath) or glob.has_magic(text):
+    if isinstance(out, StorePath) or not loads_by_path(text):
         pattern = text if isinstance(out, StorePath) else glob.escape(text)
         return (
             f'load_dataset("parquet", data_files={python_text(f"{pattern}/data/train-*")}, '

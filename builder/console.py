@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -88,8 +88,7 @@ class Group(cloup.Group):
             message, code = f"terminated. {ctx.meta.get(RESUME, '')}".rstrip(), 143
         finally:
             signal.signal(signal.SIGTERM, before)
-        click.secho("Error: ", fg="red", nl=False, err=True)
-        click.echo(printable_lines(message), err=True)
+        _echo_error(click.style("Error: ", fg="red") + printable_lines(message))
         return ctx.exit(code)
 
 
@@ -113,7 +112,8 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
-        tqdm.write(printable_lines(record.getMessage()), file=sys.stderr)
+        with suppress(OSError):  # as in `say`
+            tqdm.write(printable_lines(record.getMessage()), file=sys.stderr)
 
 
 @contextmanager
@@ -133,7 +133,12 @@ def _logs_printed(level: int) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Print what is not a result, on stderr."""
-    click.echo(printable_lines(text), err=True)
+    _echo_error(printable_lines(text))
+
+
+def _echo_error(text: str) -> None:
+    with suppress(OSError):  # a log on a full disk, or a reader that is gone, ends no build
+        click.echo(text, err=True)
 
 
 def silent(_text: str) -> None:
@@ -141,11 +146,16 @@ def silent(_text: str) -> None:
 
 
 def show(result: Any, lines: str | Sequence[str], as_json: bool) -> None:
-    """Print a result on stdout, as JSON or as lines."""
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    click.echo(printable_lines(lines if isinstance(lines, str) else "\n".join(lines)))
+    """Print a result on stdout, as JSON or as lines.
+
+    Raises:
+        OutputError: it cannot be printed; what it is about is done.
+    """
+    text = printable_lines(lines if isinstance(lines, str) else "\n".join(lines))
+    try:
+        click.echo(json.dumps(result) if as_json else text)
+    except OSError as error:
+        raise OutputError(f"done, but the result cannot be printed: {error.strerror}.") from None
 
 
 def bar(unit: str, title: str, quiet: bool) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from builder.errors import FgbgError, NotABuildError, RecipeError
 from builder.files import read_text, sha256_file, write_text
@@ -31,6 +33,8 @@ SHEET_FILE = "assets/samples.png"
 PAGE_FILE = "assets/preview.html"
 FIFTYONE_FILE = "fiftyone.yml"  # how FiftyOne's load_from_hub opens the records
 FOLDERS = ("foregrounds", "backgrounds", "preview", "assets")  # all but those of the records
+# What else lies in OUT or in assets/ is a person's own.
+OUR_NAMES = (RECIPE_FILE, CARD_FILE, INFO_FILE, FIFTYONE_FILE, "data", *FOLDERS)
 
 ARROW_PREFIX = "fgbg_dataset"  # what `DatasetBuilder.as_dataset` looks for
 
@@ -103,6 +107,11 @@ class Figures:
         return sum(shard.size_bytes for shard in self.shards)
 
 
+def loads_by_path(folder: str) -> bool:
+    """Whether `load_dataset` takes a folder's path as it is: it may be no pattern, and UTF-8."""
+    return not glob.has_magic(folder) and not re.search("[\ud800-\udfff]", folder)
+
+
 def built_format(out: Place) -> FileFormat:
     """Return the file format of a finished build."""
     return "parquet" if (out / "data").is_dir() else "arrow"
@@ -168,8 +177,12 @@ def read_statistics(out: Place, plan: Plan) -> dict[str, Figures]:
     try:
         return parse_statistics(read_text(path, MAX_BYTES[STATISTICS_FILE]), plan, str(path))
     except (OSError, ValueError) as error:
-        why = printable(str(error))[:300]
-        raise NotABuildError(f"{path} cannot be read ({why}); build the set again.") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Place, error: Exception) -> NotABuildError:
+    why = printable(str(error))[:300]
+    return NotABuildError(f"{path} cannot be read ({why}); build the set again.")
 
 
 def parse_statistics(text: str, plan: Plan, where: str) -> dict[str, Figures]:
@@ -220,8 +233,16 @@ def state_files(out: Path, names: Iterable[str] | None = None) -> None:
     Args:
         out: the built folder.
         names: of the files that were written anew; None: all there are.
+
+    Raises:
+        NotABuildError: what is there cannot be read.
     """
-    text = read_text(out / STATISTICS_FILE, MAX_BYTES[STATISTICS_FILE])
+    path = out / STATISTICS_FILE
+    try:
+        text = read_text(path, MAX_BYTES[STATISTICS_FILE])
+        stated = parse_json(text).get("files")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _unreadable(path, error) from None
     if names is None:
         names = [
             name
@@ -230,14 +251,14 @@ def state_files(out: Path, names: Iterable[str] | None = None) -> None:
             and not name.startswith(("data/", ARROW_PREFIX))
             and name not in (CARD_FILE, STATISTICS_FILE)
         ]
-        held: dict[str, Any] = {}
-    elif (held := parse_json(text).get("files")) is None:
-        return  # a set of version 0.1.0, of which nothing was stated
-    stated = {
+        stated = {}
+    elif not isinstance(stated, dict):
+        return  # a set of version 0.1.0, of which nothing was stated, or a damaged one
+    new = {
         name: {"size_bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
         for name in names
     }
-    write_text(out / STATISTICS_FILE, with_files(text, {**held, **stated}))
+    write_text(path, with_files(text, {**stated, **new}))
 
 
 def with_files(statistics: str, files: Mapping[str, Mapping[str, object]]) -> str:

@@ -71,7 +71,7 @@ def arrow_to_parquet(source: Path, target: Path) -> None:
     """Write the rows of an Arrow shard as the Parquet shard of the same records."""
     import pyarrow as pa
 
-    with pa.memory_map(str(source)) as file, pa.ipc.open_stream(file) as reader:
+    with pa.memory_map(os.fsencode(source)) as file, pa.ipc.open_stream(file) as reader:
         rows = (row for batch in reader for row in batch.to_pylist())
         write_table(target, "parquet", reader.schema, rows)
 
@@ -126,13 +126,14 @@ class Table:
         with refusing(self._damaged, request_errors()):
             self._size_bytes = _size_bytes(source)
             if file_format == "arrow":
-                with pa.ipc.open_stream(str(source)) as reader:
+                with pa.ipc.open_stream(_for_arrow(source)) as reader:
                     self.schema: pa.Schema = reader.schema
                     self.n_rows: int = sum(batch.num_rows for batch in reader)
                 return
             with _opened(source) as file:
                 codecs = list(column_codecs(file, self._size_bytes))
-            metadata = pq.read_metadata(source)
+            opened = _for_arrow(source)
+            metadata = pq.read_metadata(opened)
             self.schema = metadata.schema.to_arrow_schema()
             # Not `num_rows`, which is only said.
             groups = range(metadata.num_row_groups)
@@ -142,7 +143,7 @@ class Table:
             # Kept as the dictionaries they are stored as, so that one long value named by many
             # rows does not become many copies of it.
             texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-            self._parquet = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts)
+            self._parquet = pq.ParquetFile(opened, metadata=metadata, read_dictionary=texts)
 
     def integers(self, column: str) -> npt.NDArray[np.int64]:
         """Return a column of whole numbers."""
@@ -189,7 +190,7 @@ class Table:
         import pyarrow as pa
 
         if self._parquet is None:
-            with pa.ipc.open_stream(str(self._source)) as reader:
+            with pa.ipc.open_stream(_for_arrow(self._source)) as reader:
                 for batch in reader:
                     yield batch.num_rows, partial(_columns_of, batch)
             return
@@ -212,6 +213,13 @@ def wrong_columns(schema: pa.Schema, columns: tuple[Column, ...]) -> str | None:
 
 def _columns_of(batch: pa.RecordBatch, columns: list[str]) -> list[pa.RecordBatch]:
     return [batch.select(columns)]
+
+
+def _for_arrow(source: Path | BinaryIO) -> Any:
+    """Open a file by the bytes of its name, which pyarrow would encode as UTF-8 only."""
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(source)) if isinstance(source, Path) else source
 
 
 def _size_bytes(source: Path | BinaryIO) -> int:

@@ -38,7 +38,14 @@ from builder.files import (
     replacing,
     write_text,
 )
-from builder.layout import RECIPE_FILE, SOURCES_FILE, is_complete, read_recipe
+from builder.layout import (
+    ARROW_PREFIX,
+    OUR_NAMES,
+    RECIPE_FILE,
+    SOURCES_FILE,
+    is_complete,
+    read_recipe,
+)
 from builder.pinned import PinnedRecipe
 from builder.recipe import Recipe
 from builder.remote import Place, StorePath
@@ -131,6 +138,8 @@ class WorkFolder:
         Raises:
             OutputError: something else is there.
         """
+        if isinstance(self.out, Path) and self.out.is_symlink():  # though links were resolved
+            raise OutputError(f"{self.out} is a link that leads round in a circle; remove it.")
         is_folder = self.out.is_dir()
         if not self.out.exists() or (is_folder and not any(map(_is_foreign, self.out.iterdir()))):
             return True
@@ -170,6 +179,8 @@ class WorkFolder:
         if (self.out / RECIPE_FILE).is_file():
             held = self.held()
             if held is None or is_complete(self.out, held):
+                if isinstance(self._before, Path) and isinstance(self.out, Path):
+                    _move_rest(self._before, self.out)
                 _drop(self.path)
 
     def _clear_temporary(self, leases: Leases) -> list[Owner | None]:
@@ -367,6 +378,22 @@ def _move_in(built: Path, out: Path) -> None:
                 raise
             with replacing(out / name) as copy:
                 shutil.copyfile(built / name, copy)
+
+
+def _move_rest(before: Path, out: Path) -> None:
+    """Move what a person put beside a set (notes, `.git`, a picture for the card) to its extension.
+
+    Whatever moment this ends at, the next process that drops the work folder goes on.
+    """
+    for folder in (Path(), Path("assets")):
+        if before.is_symlink() or not (before / folder).is_dir():
+            continue
+        for path in (before / folder).iterdir():
+            target = out / folder / path.name
+            is_ours = path.name in OUR_NAMES or path.name.startswith(ARROW_PREFIX)
+            if not is_ours and not os.path.lexists(target):
+                with suppress(OSError):  # moved by another meanwhile
+                    path.rename(target)
 
 
 def _drop(folder: Place) -> None:

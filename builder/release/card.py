@@ -118,7 +118,7 @@ def card_text(
     headings = _headings(text)
     variables = _variables(out, pinned, splits)
     name = name or out.absolute().name
-    variables["title"] = title or (headings[0][1] if headings else _cell(name))
+    variables["title"] = printable(title or (headings[0][1] if headings else _cell(name)))
     variables["location"] = _literal(location or _location(text) or name)
     variables["config"] = config
     _, _, template = TEMPLATE.read_text(encoding="utf-8").split("---\n", 2)

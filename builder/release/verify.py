@@ -14,7 +14,7 @@ import random
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -44,6 +44,7 @@ from builder.layout import (
     DataFile,
     Figures,
     OtherFile,
+    loads_by_path,
     parse_files,
     parse_statistics,
     shard_file,
@@ -804,6 +805,8 @@ class _Verification:
                 TemporaryDirectory(prefix="fgbg-verify-") as cache,
                 refusing("makes load_dataset fail", request_errors()),
             ):
+                if not isinstance(place, Repo) and not loads_by_path(str(place.root)):
+                    where["path"] = _linked(place.root, place.files, Path(cache) / "set")
                 loaded = load_dataset_builder(**where, cache_dir=cache)
         except Unreadable as reason:
             self._problem("card", CARD_FILE, f"{reason}; see fgbg card")
@@ -830,6 +833,14 @@ class _Verification:
         if others := [name for name, is_wrong in wrong.items() if is_wrong]:
             what = f"makes load_dataset give other {', '.join(others)}; see fgbg card"
             self._problem("card", CARD_FILE, what)
+
+
+def _linked(root: Path, names: Iterable[str], folder: Path) -> str:
+    """Make a folder of links to the files of a set, and return its path."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to((root / name).absolute())
+    return str(folder)
 
 
 @dataclass(frozen=True)

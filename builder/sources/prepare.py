@@ -134,7 +134,7 @@ def prepare(
     credits = read_credits(folder, found.credits, {file.file for file in found.files})
     before = {entry.sha256 for entry in like if entry.intake == 1}
     by_key = {name_key(name): source for name, source in (known or {}).items()}
-    maker = _Maker(folder, kind, recipe, by_key, before, beside)
+    maker = _Maker(folder, kind, recipe, by_key, before, beside, wanted)
     results = _made(maker, files, progress)
     named = same_sources(files, like)
     credited = {file.file: credits.by_file.get(file.file, Credit()) for file in files}
@@ -258,6 +258,7 @@ class _Maker:
         known: sources prepared before, by the key of their file's name.
         before: the sha256 of files to be decoded as version 0.1.0 did.
         beside: companions of files, by the file's name without extension.
+        wanted: names of files that are pictures, whatever they are called.
     """
 
     def __init__(
@@ -268,9 +269,11 @@ class _Maker:
         known: Mapping[str, Source],
         before: Collection[str],
         beside: Mapping[str, Mapping[Companion, Path]],
+        wanted: Collection[str],
     ) -> None:
         self._root, self._kind, self._recipe = folder.resolve(), kind, recipe
         self._known, self._before, self._beside = known, before, beside
+        self._wanted = wanted
         self.notes: list[tuple[str, str]] = []
 
     def source(self, file: SourceFile, alone: bool) -> Source:
@@ -283,6 +286,8 @@ class _Maker:
             raise BadImageError(reason)
         if not file.sha256:
             raise BadImageError("cannot be read; check that it is there and that you may read it")
+        if self._kind == "background" and file.file not in self._wanted:
+            self._refuse_orphan(file.path.name)
         name = printable(file.file)
         old = self._known.get(name_key(name))
         beside = self._beside.get(str(PurePosixPath(file.file).with_suffix("")), {})
@@ -319,6 +324,15 @@ class _Maker:
             intake=decoded.intake,
         )
         return Source(entry, _png(prepared), levels, given)
+
+    @staticmethod
+    def _refuse_orphan(name: str) -> None:
+        if found := companion_of(name):
+            picture, what = found
+            raise BadImageError(
+                f"is named as the {what} of a background {printable(picture)}, which is not there; "
+                "rename one of them"
+            )
 
     def _given(self, beside: Mapping[Companion, Path], shape: tuple[int, int]) -> Given:
         """Read what lies beside a background, if the set has a use for it."""

@@ -94,12 +94,14 @@ def refuse_overlap(foregrounds: Path, backgrounds: Path, out: Place | None) -> N
     Raises:
         FgbgError: both source folders are one, or OUT is or lies in one of them.
     """
-    if foregrounds.resolve() == backgrounds.resolve():
+    # `Path.resolve` raises where links go round in a circle.
+    first, second = (Path(os.path.realpath(folder)) for folder in (foregrounds, backgrounds))
+    if first == second:
         raise FgbgError(
             f"{foregrounds} is given for both foregrounds and backgrounds; give a folder for each."
         )
-    for folder in (foregrounds, backgrounds):
-        if isinstance(out, Path) and out.resolve().is_relative_to(folder.resolve()):
+    for folder, real in ((foregrounds, first), (backgrounds, second)):
+        if isinstance(out, Path) and Path(os.path.realpath(out)).is_relative_to(real):
             raise FgbgError(
                 f"{out} lies in {folder}, whose files are sources; choose an output folder outside."
             )

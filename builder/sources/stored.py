@@ -60,11 +60,18 @@ def read_sources(path: Place) -> list[Source]:
 
 
 def stored_columns(path: Place, kind: Kind, recipe: Recipe) -> tuple[Column, ...]:
-    """Return the columns due in a file of prepared sources; those of 0.1.0 say `licence`."""
+    """Return the columns due in a file of prepared sources; those of 0.1.0 say `licence`.
+
+    Raises:
+        NotABuildError: the file is missing, damaged or something else.
+    """
     import pyarrow.parquet as pq
 
-    with open_regular(path) as opened:
-        return source_columns(kind, recipe, pq.read_schema(opened).names)
+    try:
+        with refusing("cannot be read as prepared sources", (OSError,)), open_regular(path) as file:
+            return source_columns(kind, recipe, pq.read_schema(file).names)
+    except (OSError, Unreadable) as error:
+        raise NotABuildError(f"{path} {one_line(error)}; build the set again.") from None
 
 
 def _source(row: dict[str, Any], where: str) -> Source:

@@ -42,6 +42,15 @@ def test_closed_streams_change_neither_result_nor_exit_code(built, closed, sourc
         assert shell(f"fgbg verify {tmp_path}/none 2>&-").returncode == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_that_cannot_be_written_ends_no_build(sources, tmp_path):
+    build = shlex.join(["build", *map(str, sources), str(tmp_path / "set"), *TINY])
+    done = shell(f"fgbg {build} 2>/dev/full")
+    assert (done.returncode, b"20 records in " in done.stdout) == (0, True)
+    done = shell(f"fgbg verify {tmp_path}/set >/dev/full")
+    assert (done.returncode, done.stderr.count(b"the result cannot be printed")) == (1, 1)
+
+
 def test_a_name_the_terminal_cannot_say_does_not_end_a_finished_build(sources, tmp_path):
     out = tmp_path / "Ω 雪"
     line = shlex.join(["build", *map(str, sources), str(out), *TINY])

@@ -40,6 +40,17 @@ def held_out(out: Path) -> dict[str, bool]:
     return {s["id"]: s["held_out"] for k in ("foregrounds", "backgrounds") for s in recipe[k]}
 
 
+def test_what_a_person_put_beside_a_set_stays(small, copy, sources):
+    mine = {name: copy / name for name in (".git/HEAD", "LICENSE", "notes/a.txt", "assets/me.jpg")}
+    for name, path in mine.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    fgbg("extend", *sources, copy, "--workers", "1")
+    assert {name: path.read_text() for name, path in mine.items()} == {name: name for name in mine}
+    assert "x001" in "".join(data_of(copy))
+    assert verify(copy, sample=None).problems == ()
+
+
 def test_new_images_make_new_records_and_nothing_else_changes(small, copy, sources, tmp_path):
     before, old_splits = data_of(copy), held_out(copy)
     assert len(load_dataset(str(copy), split="all")) == 3 * 4 * 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import unicodedata
@@ -77,6 +78,30 @@ def test_a_name_goes_through_every_step(name, hub, tmp_path):
     assert len(datasets.load_dataset("ann/odd", split="train")) == 6
 
 
+def test_folders_whose_names_are_not_utf_8(tmp_path):
+    """Of sources, of what lies above OUT, and of OUT itself, as on a disk from a Latin-1 system."""
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        (root / "fg").mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    (root / "bg").mkdir()
+    out = root / os.fsdecode(b"r\xe9sultat")
+    for number in range(2):
+        blob(number, 30, 20).save(root / "fg" / f"{number}.png")
+        scene(number, 40, 40).save(root / "bg" / f"{number}.jpg")
+    done = fgbg("build", root / "fg", root / "bg", out, *TINY)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("  use ")]
+    loaded = eval(line.split(maxsplit=1)[1], {"load_dataset": datasets.load_dataset})
+    assert len(loaded) == 4
+    assert (out / "README.md").read_text().count(r"# r\udce9sultat") == 1
+    for command in ("card", "preview"):
+        fgbg(command, out)
+    blob(5, 20, 30).save(root / "fg" / "new.png")
+    fgbg("extend", root / "fg", root / "bg", out, "-q", "--workers", "1")
+    assert json.loads(fgbg("verify", out, "--all", "--json").stdout)["records"] == 6
+
+
 def test_the_command_that_finishes_a_set_can_be_pasted(tmp_path):
     folder = tmp_path / NAMES[1]
     (folder / "fg").mkdir(parents=True)
@@ -92,6 +117,8 @@ def test_the_command_that_finishes_a_set_can_be_pasted(tmp_path):
     assert process.returncode == 143
     refused = fgbg("finish", out, code=1)
     command = refused.stderr.rpartition("finish: ")[2].strip()
+    folders = shlex.join([str(folder / "fg"), str(folder / "bg")])
+    command = command.replace("FOREGROUNDS BACKGROUNDS", folders)
     done = pasted(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4000 records in " in done.stdout

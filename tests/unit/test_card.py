@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.build.options import BuildOptions
-from builder.errors import CardError
+from builder.errors import CardError, NotABuildError
+from builder.layout import BACKGROUNDS_FILE
 from builder.release.card import card_keys, card_text, records_config, write_card
 from fgbg_dataset import FgbgDataset
 
@@ -158,6 +160,13 @@ def test_a_card_that_is_not_text_is_refused(out: Path, fresh: str) -> None:
         with pytest.raises(CardError, match="cannot be read"):
             card_text(out)
     path.write_text(fresh)
+
+
+def test_prepared_sources_that_are_none_are_named(out: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(out, tmp_path / "set")
+    (damaged / BACKGROUNDS_FILE).write_bytes(b"\xe9")
+    with pytest.raises(NotABuildError, match=r"backgrounds/.* cannot be read"):
+        write_card(damaged)
 
 
 def test_a_config_of_ones_own_over_our_data_stays_and_is_not_taken_for_ours(

@@ -446,6 +446,18 @@ def test_a_harmed_build_is_told_in_one_sentence(
         write_preview(tmp_path)
 
 
+def test_a_description_or_sources_of_another_kind_are_named(
+    sources: Folders, tmp_path: Path
+) -> None:
+    make_build(tmp_path, sources, size=16, foreground_size=8, placements=1, holdout=0)
+    for name in ("assets/statistics.json", "backgrounds/train-00000-of-00001.parquet"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(b"\xe9{}")
+        with pytest.raises(NotABuildError, match=f"{name} cannot be read"):
+            write_preview(tmp_path)
+        (tmp_path / name).write_bytes(content)
+
+
 def test_a_folder_that_is_no_build(tmp_path: Path) -> None:
     with pytest.raises(NotABuildError, match="not a finished build"):
         write_preview(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.errors import BadSourcesError, FgbgError
+from builder.build.work import WorkFolder
+from builder.errors import BadSourcesError, FgbgError, OutputError
 from builder.pinned import SourceEntry
 from builder.recipe import Recipe
 from builder.sources.prepare import PreparedFolder, prepare
@@ -108,6 +110,27 @@ def test_one_folder_for_both_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "both")
     with pytest.raises(FgbgError, match="given for both foregrounds and backgrounds"):
         refuse_overlap(tmp_path / "both", tmp_path / "link", None)
+
+
+def test_links_round_in_a_circle_are_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    refuse_overlap(tmp_path / "fg", tmp_path / "bg", tmp_path / "loop")
+    with pytest.raises(OutputError, match="circle"):
+        WorkFolder(tmp_path / "loop").is_free()
+
+
+def test_depth_of_a_picture_that_is_gone_is_no_background(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "bg", ["a.png", "a.depth.png", "b.depth.png", "b.ground.png"])
+    with pytest.raises(BadSourcesError) as refused:
+        backgrounds(folder)
+    assert [file for file, _ in refused.value.problems] == ["bg/b.depth.png", "bg/b.ground.png"]
+    made = entries(backgrounds(folder, skip_bad=True))
+    assert [entry.file for entry in made] == ["a.png"]
+    entry = replace(
+        made[0], id="b.depth", file="b.depth.png"
+    )  # of a set from before there were any
+    again = entries(backgrounds(folder, skip_bad=True, like=[entry]))
+    assert [entry.file for entry in again] == ["a.png", "b.depth.png"]
 
 
 # --- ids ------------------------------------------------------------------------------------
