@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from builder.depth.choice import Backend, Device, pick_device
 from builder.depth.estimator import DepthEstimator
 from builder.depth.models import DepthModel, find_model
+from builder.pictures import open_picture
 from builder.pinned import DepthInfo
 from builder.recipe import Precision, Recipe
 from builder.sources import demo_folders
@@ -57,7 +57,9 @@ def precision_shifts(
     """
     size = (recipe.size, recipe.size)
     files = sorted(demo_folders()[1].glob("*.jpg"))[::3]
-    pictures = np.stack([np.asarray(Image.open(f).convert("RGB").resize(size)) for f in files])
+    pictures = np.stack(
+        [np.asarray(open_picture(f.read_bytes(), None, ("JPEG",)).resize(size)) for f in files]
+    )
 
     def depth(precision: Precision) -> npt.NDArray[np.float64]:
         chosen = replace(recipe, precision=precision)

@@ -11,7 +11,6 @@ from builder.record.encoding import (
     encode_image,
     encode_mask,
     mask_pixels,
-    open_picture,
 )
 from builder.record.plan import SPLITS, TRAIN, Ids, Plan, SplitPlan, hold_out, hold_out_more
 from builder.record.render import Record, Renderer
@@ -41,6 +40,5 @@ __all__ = [
     "hold_out",
     "hold_out_more",
     "mask_pixels",
-    "open_picture",
     "unknown_depth",
 ]

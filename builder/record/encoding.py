@@ -21,6 +21,7 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from builder.pictures import JPEG_START, MAX_SIDE, check_scans, open_picture
 from builder.pinned import DepthInfo
 from builder.recipe import Recipe, depth_grid
 from builder.schema import MASK_ON
@@ -30,10 +31,7 @@ Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.uint16]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_START, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
-_MAX_JPEG_SCANS = 100  # an encoder makes about ten; each takes time for the whole picture
-_MAX_SIDE = 4096  # px, of any record or prepared source
-FORMATS = ("JPEG", "PNG", "WEBP")  # of any picture in a set
+_DEPTH_MODES = ("I;16", "I", "L")  # of Pillow
 _DEFLATE_LEVEL = 1  # of 1..12; 4 makes depth a sixth smaller for nearly twice the time
 _LOG_JPEG_QUALITY = 90
 
@@ -43,49 +41,12 @@ _FIRST_CODE = 16
 _UNKNOWN_BELOW = 8
 
 
-def open_picture(
-    data: object,
-    size: tuple[int, int] | None,
-    formats: tuple[str, ...] = FORMATS,
-    modes: tuple[str, ...] = (),
-) -> Image.Image:
-    """Decode a picture of any hand, once its header says what is due; nothing else opens one.
-
-    Args:
-        data: the encoded picture.
-        size: width and height that it has; None where no more is known than that a set holds it.
-        formats: what it may be, as Pillow calls them.
-        modes: the modes of Pillow it may have; any if empty.
-
-    Raises:
-        Unreadable: it is something else, or damaged.
-    """
-    if not isinstance(data, bytes):
-        raise Unreadable("holds no image")
-    with refusing("is damaged"):
-        image = Image.open(io.BytesIO(data), formats=formats)
-        if size is not None and image.size != size:
-            raise Unreadable(f"is {image.width}x{image.height} px, not {size[0]}x{size[1]} px")
-        if max(image.size) > _MAX_SIDE or getattr(image, "n_frames", 1) != 1:
-            raise Unreadable(f"is {image.width}x{image.height} px, or has several pictures")
-        if modes and image.mode not in modes:
-            raise Unreadable(f"is of mode {image.mode}, not {' or '.join(modes)}")
-        _check_scans(data)
-        image.load()
-        return image
-
-
-def _check_scans(data: bytes) -> None:
-    if data[:2] == _JPEG_START and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
-        raise Unreadable("has more scans than any encoder makes")
-
-
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     """Return height and width that the header of a JPEG says, before it is decoded."""
     height, width = simplejpeg.decode_jpeg_header(data)[:2]
-    if max(height, width) > _MAX_SIDE:
+    if max(height, width) > MAX_SIDE:
         raise Unreadable(f"is {width}x{height} px")
-    _check_scans(data)
+    check_scans(data)
     return height, width
 
 
@@ -121,7 +82,7 @@ def decode_image_into(encoded: bytes, target: Pixels) -> None:
         Unreadable: the picture is damaged or of another size.
     """
     height, width = target.shape[:2]
-    if encoded[:2] != _JPEG_START:
+    if encoded[:2] != JPEG_START:
         target[...] = np.asarray(open_picture(encoded, (width, height)).convert("RGB"))
         return
     with refusing("is damaged"):
@@ -147,12 +108,12 @@ def decode_instances(encoded: bytes, size: int) -> Pixels:
         size: side in px that instances of the set have.
 
     Raises:
-        ValueError: it is something else.
+        Unreadable: it is something else.
     """
     rows = _grey_png_rows(encoded, size, bit_depth=8)
-    if rows is None:
-        raise ValueError(f"it is not a {size}x{size} px map of instances")
-    return np.ascontiguousarray(rows)
+    if rows is not None:
+        return np.ascontiguousarray(rows)
+    return np.asarray(open_picture(encoded, (size, size), ("PNG",), ("L",)))
 
 
 def decode_mask(encoded: bytes, size: int) -> npt.NDArray[np.bool_]:
@@ -277,7 +238,7 @@ class DepthCodec:
 
     def pixels(self, encoded: bytes) -> npt.NDArray[Any]:
         """Decode what `encode` returned to what every reader sees, (H, W) uint16 or uint8 code."""
-        if self._jpeg and encoded[:2] == _JPEG_START:
+        if self._jpeg and encoded[:2] == JPEG_START:
             with refusing("is damaged"):
                 _jpeg_size(encoded)
                 codes = simplejpeg.decode_jpeg(encoded, "GRAY", fastdct=False, fastupsample=False)
@@ -288,7 +249,7 @@ class DepthCodec:
             if sys.byteorder == "little":  # by shifts: NumPy's byteswap takes six times as long
                 words = (words << np.uint16(8)) | (words >> np.uint16(8))
             return words
-        return np.asarray(open_picture(encoded, None))
+        return np.asarray(open_picture(encoded, None, modes=_DEPTH_MODES))
 
     def stored(self, image: Any) -> Stored:
         """Return the stored units, (H, W) uint16, 0 = unknown, of a `depth` image or array.

@@ -38,6 +38,7 @@ from builder.layout import (
     shard_file,
     state_files,
 )
+from builder.pictures import open_picture
 from builder.pinned import DepthInfo, PinnedRecipe
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe
 from builder.record import (
@@ -48,7 +49,6 @@ from builder.record import (
     decode_instances,
     decode_mask,
     encode_mask,
-    open_picture,
 )
 from builder.release.ground_sheet import with_ground
 from builder.schema import MASK_ON, preview_columns, record_columns

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from builder.pictures import open_picture
 from builder.pinned import DepthInfo, PinnedRecipe
 from builder.recipe import depth_grid
 from builder.record import (
@@ -18,7 +19,6 @@ from builder.record import (
     decode_image,
     encode_image,
     encode_mask,
-    open_picture,
 )
 from builder.schema import IMAGE_COLUMNS, MASK_ON
 from builder.untrusted import Unreadable, shown

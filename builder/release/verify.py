@@ -49,6 +49,7 @@ from builder.layout import (
     parse_statistics,
     shard_file,
 )
+from builder.pictures import open_picture
 from builder.pinned import DepthInfo, PinnedRecipe, SourceEntry
 from builder.recipe import Recipe
 from builder.record import (
@@ -59,7 +60,6 @@ from builder.record import (
     Renderer,
     SplitPlan,
     Statistics,
-    open_picture,
     unknown_depth,
 )
 from builder.release.access import FIXED_FILES, Folder, Repo, Stored, open_place

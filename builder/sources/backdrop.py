@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from builder.pictures import open_picture
 from builder.sources.ground import Depth, Mask, NoGround, fit_ground, inverse_depth
 
 DepthBy = Literal["", "estimated", "measured"]
@@ -148,7 +149,4 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _opened(stored: bytes, size: int, mode: str) -> Any:
-    with Image.open(io.BytesIO(stored), formats=("PNG",)) as image:
-        if image.size != (size, size) or image.mode != mode:
-            raise ValueError(f"a map of it is {image.width}x{image.height} px of mode {image.mode}")
-        return np.asarray(image)
+    return np.asarray(open_picture(stored, (size, size), ("PNG",), (mode,)))

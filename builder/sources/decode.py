@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from builder.files import open_regular
+from builder.pictures import open_undecoded
 from builder.sources import colour
 from builder.sources.samples import (
     BadImageError,
@@ -85,7 +86,7 @@ def opened(
             if not size_bytes:
                 raise BadImageError("is empty (0 bytes)")
             try:
-                with Image.open(file, formats=formats) as image:
+                with open_undecoded(file, formats) as image:
                     yield image, file, size_bytes
             except UnidentifiedImageError:
                 raise BadImageError(why_unidentified(file)) from None

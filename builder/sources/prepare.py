@@ -26,6 +26,7 @@ from PIL.Image import Resampling
 from builder.caches import ByteCache
 from builder.errors import BadSourcesError, FgbgError
 from builder.ladder import N_LEVELS, level_size
+from builder.pictures import open_picture
 from builder.pinned import SourceEntry
 from builder.recipe import Recipe
 from builder.sources.backdrop import Backdrop, Given
@@ -75,8 +76,7 @@ class Source:
     def pixels(self, level: int = 0) -> Pixels:
         """Return the prepared image, (h, w, 3 or 4) uint8, or a smaller size of it."""
         png = self.levels[level - 1] if level else self.png
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            return np.asarray(image)
+        return np.asarray(open_picture(png, None, ("PNG",)))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from builder.pictures import open_undecoded
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -188,7 +190,7 @@ def _alpha_of_16_bits(image: Image.Image, file: BinaryIO, key: tuple[int, ...]) 
     """
     file.seek(0)
     alpha = Image.new("L", image.size, 255)
-    with Image.open(file, formats=("PNG",)) as low:
+    with cast("Any", open_undecoded(file, ("PNG",))) as low:
         low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
         low.load()
         ImageOps.exif_transpose(low, in_place=True)

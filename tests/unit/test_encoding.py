@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from builder.recipe import Recipe
-from builder.record.encoding import DepthCodec, decode_image, encode_image, encode_mask
+from builder.record.encoding import (
+    DepthCodec,
+    decode_image,
+    decode_instances,
+    encode_image,
+    encode_instances,
+    encode_mask,
+)
+from builder.untrusted import Unreadable
 from tests.pictures import scene
 from tests.strategies import depth_info
 
@@ -267,3 +275,23 @@ def test_out_of_range_depth_is_clipped() -> None:
 def test_metres_of_jpeg8() -> None:
     metres = jpeg8().metres(np.array([[0, 7, 8, 16, 255]], np.uint8))
     np.testing.assert_array_equal(metres, np.array([[np.nan, np.nan, 0.4, 0.4, 10]], np.float32))
+
+
+def test_instances_are_read_from_any_png_of_theirs_and_from_nothing_else() -> None:
+    """Large pictures are refused by their header, and PostScript never reaches Ghostscript."""
+    instances = np.arange(81, dtype=np.uint8).reshape(9, 9)
+    pictures = {}
+    for name, pixels, kind in (
+        ("ours", instances, "PNG"),
+        ("large", np.zeros((5000, 5000), np.uint8), "PNG"),
+        ("other size", instances[:8], "PNG"),
+        ("lossy", instances, "WEBP"),
+        ("colours", np.zeros((9, 9, 3), np.uint8), "PNG"),
+    ):
+        Image.fromarray(pixels).save(pictures.setdefault(name, io.BytesIO()), kind)
+    np.testing.assert_array_equal(decode_instances(pictures.pop("ours").getvalue(), 9), instances)
+    np.testing.assert_array_equal(decode_instances(encode_instances(instances), 9), instances)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    for data in (eps, *(picture.getvalue() for picture in pictures.values())):
+        with pytest.raises(Unreadable):
+            decode_instances(data, 9)
