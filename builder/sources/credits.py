@@ -158,7 +158,7 @@ class _Reader:
             return f"names {shown(file)} a second time", True
         if fault := next(filter(None, map(credit_fault, texts)), ""):
             return fault, True
-        more, fault = _more({name: cells.get(name, "").strip() for name in MORE_COLUMNS})
+        more, fault = _more({name: " ".join(cells.get(name, "").split()) for name in MORE_COLUMNS})
         if not fault:
             self._credits.by_file[file] = Credit(*texts, **more)  # type: ignore[arg-type]
         return fault, True

@@ -133,6 +133,15 @@ def test_depth_of_a_picture_that_is_gone_is_no_background(tmp_path: Path) -> Non
     assert [entry.file for entry in again] == ["a.png", "b.depth.png"]
 
 
+def test_a_class_written_over_two_lines_is_one_class(tmp_path: Path) -> None:
+    (tmp_path / "fg").mkdir()
+    (tmp_path / "fg" / "a.png").write_bytes(encoded(blob(1, 24, 24), "PNG"))
+    text = 'file,author,license,url,category\na.png,,,,"red\n fox"\n'
+    (tmp_path / "fg" / "credits.csv").write_text(text)
+    (entry,) = entries(prepare(tmp_path / "fg", "foreground", SMALL))
+    assert entry.category == "red fox"
+
+
 # --- ids ------------------------------------------------------------------------------------
 
 
