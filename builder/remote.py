@@ -313,6 +313,11 @@ def place(target: str | os.PathLike[str] | StorePath) -> Place:
     text = os.fspath(target)
     if re.match(r"(file|local)://", text, re.IGNORECASE):
         return _path_of_url(text)
+    if re.match(r"(s3a?|gc?s|hf|az|abfss?|https?):/(?!/)", text.strip(), re.IGNORECASE):
+        raise FgbgError(
+            f"{printable(without_secrets(text.strip()))} is not an address; give two slashes, "
+            "as in s3://bucket/name, or ./ before the name of a folder of this machine."
+        )
     return StorePath.parse(text) if "://" in text else Path(text)
 
 

@@ -410,7 +410,8 @@ class _Verification:
             return None
         try:
             png: bytes = image["bytes"] if image else b""
-            if image and image["path"] is not None:
+            cells = [image, row.get("depth"), row.get("ground"), *(row.get("levels") or ())]
+            if any(cell and cell["path"] is not None for cell in cells):
                 raise Unreadable("has a path beside its bytes")
             mode = "RGBA" if foreground else "RGB"
             opened = open_picture(png, (width, height), ("PNG",), (mode,))

@@ -134,11 +134,13 @@ class Backdrop:
 
     @property
     def sha256(self) -> str:
-        """Sha256 (hex) over the numbers that records are made of."""
+        """Sha256 (hex) over all of it: what records are made of, and what is said of it."""
         digest = hashlib.sha256(np.ascontiguousarray(self.depth, dtype="<u2").tobytes())
         if self.region is not None:
             digest.update(np.packbits(self.region).tobytes())
             digest.update(repr((self.plane, self.edges)).encode())
+        figures = [round(100 * n) for n in (100 * self.support, self.horizon_px, self.roll_deg)]
+        digest.update(repr((self.depth_by, figures, self.why_free)).encode())
         return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from builder.layout import state_files
 from builder.release.verify import verify
 from builder.tables import write_table
 from fgbg_dataset import FgbgDataset, FgbgError, RecordReader
@@ -363,3 +364,34 @@ def test_categories_are_drawn_evenly_on_request(sources, tmp_path: Path) -> None
     ]
     share = sum(name in ("a", "b") for name in names) / len(names)
     assert share == pytest.approx(0.5, abs=0.06)  # of 2 in 5 foregrounds
+
+
+@pytest.mark.parametrize("column", ["depth_by", "ground_support", "horizon_px", "roll_deg", "path"])
+def test_what_is_said_of_a_background_is_held_to_the_recipe(
+    built: Path, tmp_path: Path, column: str
+) -> None:
+    """Even of what no record is made of, and where all that is stated is forged to fit it."""
+    out = Path(shutil.copytree(built, tmp_path / "floors"))
+    path = out / "backgrounds/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    if column == "path":
+        rows[0]["depth"]["path"] = "x.png"
+    else:
+        rows[0][column] = "estimated" if column == "depth_by" else rows[0][column] + 0.5
+    write_table(path, "parquet", table.schema, rows)
+    state_files(out)
+    where = {problem.where for problem in verify(out, sample=1).problems}
+    assert f"backgrounds/{rows[0]['id']}" in where
+
+
+def test_a_record_without_objects_is_a_fault_and_no_traceback(built: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(built, tmp_path / "floors"))
+    path = min((out / "data").glob("train-*"))
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0]["objects"] = None
+    rows[1]["objects"]["id"] = None
+    write_table(path, "parquet", table.schema, rows)
+    found = [p.where for p in verify(out, sample=None).problems if p.check == "objects"]
+    assert found == [f"data/{path.name} record {row['record_id']}" for row in rows[:2]]

@@ -78,6 +78,8 @@ def test_an_address_is_a_path(address, parts):
         "s3://key secret@b/x",
         "s3 ://key:secret@b/x",
         "s3:///key:secret@b/x",
+        "s3:/key:secret@b/x",
+        " s3:/key/secret@b/x",
         "file://me:secret@server/x",
         "simplecache::s3://b/x",
         "s3://b/../x",
