@@ -29,7 +29,6 @@ ROW_GROUP_RECORDS = 100
 _ROW_GROUP_BYTES = 100_000_000  # the Hub's viewer shows no larger ones than three times this
 
 _MIN_PICTURE_BYTES = 57  # of a PNG: signature, header, one empty chunk of data, end
-_MAX_LISTED = 2048  # of the values of a row's list, on average: four of each of 255 objects, twice
 _MAX_TEXT_BYTES = 2**16  # of a value that is not a picture
 
 
@@ -247,9 +246,6 @@ def _check_storage(codecs: Iterable[list[tuple[str, str]]], n_rows: int, size_by
             is_picture = path.endswith(".bytes")
             if codec not in ("UNCOMPRESSED", *(() if is_picture else ("SNAPPY",))):
                 raise Unreadable(f"has {printable(path)} compressed by {codec}")
-            n_values = chunk.num_values  # of a list several a row; no more of them are read
-            if n_values > _MAX_LISTED * metadata.row_group(group).num_rows:
-                raise Unreadable(f"has lists of too many values in {chunk.path_in_schema}")
             if is_picture and n_rows > size_bytes // _MIN_PICTURE_BYTES:
                 raise Unreadable(f"has {size_bytes} bytes, too few for {n_rows} rows")
 
