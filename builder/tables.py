@@ -29,6 +29,7 @@ ROW_GROUP_RECORDS = 100
 _ROW_GROUP_BYTES = 100_000_000  # the Hub's viewer shows no larger ones than three times this
 
 _MIN_PICTURE_BYTES = 57  # of a PNG: signature, header, one empty chunk of data, end
+_MAX_LISTED = 2048  # values of lists in a row, on average: four for each of 255 objects, twice
 _MAX_TEXT_BYTES = 2**16  # of a value that is not a picture
 
 
@@ -140,6 +141,7 @@ class Table:
             self.n_rows = sum(metadata.row_group(group).num_rows for group in groups)
             leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
             _check_storage(codecs, self.n_rows, self._size_bytes)
+            _check_lists(metadata)
             # Kept as the dictionaries they are stored as, so that one long value named by many
             # rows does not become many copies of it.
             texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
@@ -248,6 +250,20 @@ def _check_storage(codecs: Iterable[list[tuple[str, str]]], n_rows: int, size_by
                 raise Unreadable(f"has {printable(path)} compressed by {codec}")
             if is_picture and n_rows > size_bytes // _MIN_PICTURE_BYTES:
                 raise Unreadable(f"has {size_bytes} bytes, too few for {n_rows} rows")
+
+
+def _check_lists(metadata: Any) -> None:
+    """Refuse lists of equal values, of which millions take a few bytes.
+
+    No more values of a column are read than its metadata says.
+    """
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            if column.num_values > _MAX_LISTED * max(1, row_group.num_rows):
+                path = printable(column.path_in_schema)
+                raise Unreadable(f"has lists of too many values in {path}")
 
 
 def _picture_bytes(row: dict[str, Any]) -> int:

@@ -56,6 +56,11 @@ def test_what_would_grow_in_memory_is_refused_by_the_metadata(tmp_path: Path) ->
     pq.write_table(pa.Table.from_pylist(small, schema=PICTURE), path, compression="none")
     with pytest.raises(Unreadable, match="too few for 5000 rows"):
         read(path)
+    listed = pa.table({"objects": [{"id": [1] * 10**6, "box": [[0] * 4] * 255}] * 3})
+    pq.write_table(listed, path, compression="snappy")
+    assert path.stat().st_size < 10**6
+    with pytest.raises(Unreadable, match=r"lists of too many values in objects\.id"):
+        list(Table(path, "parquet").rows(["objects"]))
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
