@@ -85,7 +85,7 @@ class Project:
         refuse_overlap(foreground_dir, background_dir, work.out if work else None)
         held = work.held() if work else None
         if held and recipe.precision == "auto" and held.recipe.depth_model == recipe.depth_model:
-            # what 'auto' led to when the build began, maybe on another machine
+            # It led to this when the build began, maybe on another machine.
             recipe = replace(recipe, precision=held.recipe.precision)
         before = earlier or repeats or held or (_finished(work.out) if work else None)
         recipe, model = locate_model(recipe, before.depth if before else None)
@@ -100,28 +100,19 @@ class Project:
             )
         stages: tuple[tuple[int, int], ...] = ()
         if earlier is None:
-            held_out = {
-                kind: _held_out(some, recipe, _entries(before, kind) if before else None)
-                for kind, some in sources.items()
-            }
+            held_out = _split(sources, before, recipe)
         else:
             sources = _earlier_first(sources, earlier, work)
             held_out, stages = _extended(sources, earlier, recipe)
+        left = *(p for folder in prepared.values() for p in folder.skipped), *groundless
+        fg, bg = held_out["foreground"], held_out["background"]
         pinned = PinnedRecipe(
-            recipe=recipe,
-            foregrounds=held_out["foreground"],
-            backgrounds=held_out["background"],
-            depth=info,
-            skipped=(*(p for folder in prepared.values() for p in folder.skipped), *groundless),
-            stages=stages,
+            recipe=recipe, foregrounds=fg, backgrounds=bg, depth=info, skipped=left, stages=stages
         )
-        return cls(
-            pinned,
-            model,
-            _with_entries(sources["foreground"], pinned.foregrounds),
-            _with_entries(sources["background"], pinned.backgrounds),
-            tuple(group for folder in prepared.values() for group in folder.duplicates),
-        )
+        foregrounds = _with_entries(sources["foreground"], pinned.foregrounds)
+        backgrounds = _with_entries(sources["background"], pinned.backgrounds)
+        duplicates = tuple(group for folder in prepared.values() for group in folder.duplicates)
+        return cls(pinned, model, foregrounds, backgrounds, duplicates)
 
 
 def _finished(out: Place) -> PinnedRecipe | None:
@@ -206,6 +197,15 @@ def _new(found: Iterable[Source], old: Sequence[Source]) -> list[Source]:
         else:
             _log.warning("%s is not added: it is %s of the set", source.entry.file, id_)
     return new
+
+
+def _split(
+    sources: Mapping[Kind, tuple[Source, ...]], before: PinnedRecipe | None, recipe: Recipe
+) -> dict[Kind, tuple[SourceEntry, ...]]:
+    return {
+        kind: _held_out(some, recipe, _entries(before, kind) if before else None)
+        for kind, some in sources.items()
+    }
 
 
 def _held_out(
