@@ -426,6 +426,8 @@ class _RemoteFile:
         """Read bytes from where the file stands."""
         try:
             return bytes(self._file.read(length))
+        except FileNotFoundError:  # Deleted since it was opened, as a lease that is given back.
+            raise FileNotFoundError(errno.ENOENT, "is gone", str(self._path)) from None
         except Exception as error:  # noqa: BLE001 - clients raise anything
             raise _failure(self._path, error) from None
 

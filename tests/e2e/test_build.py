@@ -17,6 +17,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from tests.e2e.running import OPTIONS, SPLITS, fgbg, files_of
+from tests.pictures import blob
 
 
 def rows_of(out: Path, **options: Any) -> dict[int, dict[str, Any]]:
@@ -48,6 +49,7 @@ def test_folder_holds_what_the_hub_will_hold_and_nothing_else(built):
         "assets/statistics.json",
         "backgrounds/train-00000-of-00001.parquet",
         "dataset_info.json",
+        "fiftyone.yml",
         "foregrounds/train-00000-of-00001.parquet",
         "preview/train-00000-of-00001.parquet",
         "recipe.json",
@@ -268,7 +270,8 @@ def test_recipe_with_other_sources_is_refused_by_name(built, sources, tmp_path):
     foregrounds = tmp_path / "fg"
     shutil.copytree(sources[0], foregrounds)
     (foregrounds / "credits.csv").unlink()
-    (foregrounds / "blob2.png").rename(foregrounds / "other.png")
+    (foregrounds / "blob2.png").unlink()
+    blob(90, 40, 40).save(foregrounds / "other.png")
     refused = fgbg("build", foregrounds, sources[1], tmp_path / "out", "--recipe",
                    built / "recipe.json", code=2)  # fmt: skip
     assert "foregrounds: blob2 is gone" in refused.stderr

@@ -7,7 +7,15 @@ from datasets import Features, Image, List, Value
 
 from builder.pinned import SourceEntry
 from builder.recipe import Recipe
-from builder.schema import COLUMNS, IMAGE_COLUMNS, SOURCE_COLUMNS, features, record_columns
+from builder.schema import (
+    BACKDROP_COLUMNS,
+    COLUMNS,
+    FOREGROUND_COLUMNS,
+    IMAGE_COLUMNS,
+    SOURCE_COLUMNS,
+    features,
+    record_columns,
+)
 from builder.typed import checked_fields
 
 
@@ -34,12 +42,14 @@ def test_without_a_depth_model_only_the_depth_column_goes() -> None:
     assert record_columns(Recipe()) == COLUMNS
 
 
-def test_image_columns_are_the_three_pictures_of_a_record() -> None:
-    assert IMAGE_COLUMNS == ("fg_bg", "mask", "depth")
+def test_image_columns_are_the_pictures_of_a_record() -> None:
+    assert IMAGE_COLUMNS == ("fg_bg", "mask", "depth", "instances")
 
 
 def test_source_columns_are_the_image_and_every_field_of_a_source_entry() -> None:
-    known = checked_fields(SourceEntry)
+    named = {column.name for column in (*SOURCE_COLUMNS, *FOREGROUND_COLUMNS, *BACKDROP_COLUMNS)}
+    assert {"image", *(f.name for f in checked_fields(SourceEntry))} <= named
+    known = [f for f in checked_fields(SourceEntry) if f.name in {c.name for c in SOURCE_COLUMNS}]
     assert [c.name for c in SOURCE_COLUMNS] == ["image", *(field.name for field in known)]
     wanted = {(str,): pa.string(), (int,): pa.int32(), (bool,): pa.bool_()}
     schema = features(SOURCE_COLUMNS).arrow_schema

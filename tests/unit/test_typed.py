@@ -39,7 +39,7 @@ class LaterRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class LaterEntry(SourceEntry):
-    category: str = field(default="object", metadata={"before": "object"})
+    texture: str = field(default="plain", metadata={"before": "plain"})
     note: str = field(default="", metadata={"before": "", "pixels": False})
 
 
@@ -73,7 +73,7 @@ def test_fields_of_later_versions_count_where_they_differ() -> None:
     found = {
         later(held),
         later(held, recipe={"shadows": 0.5}),
-        later(held, source={"category": "dog"}),
+        later(held, source={"texture": "rough"}),
         later(held, depth={"smooth": True}),
     }
     assert len(found) == 4
@@ -88,7 +88,7 @@ def test_a_field_added_since_says_what_was_done_before_it(cls: Any) -> None:
 
 def test_what_a_stored_object_lacks_is_as_it_was_before() -> None:
     found = read(LaterEntry, dataclasses.asdict(entry("a")), "x.json")
-    assert (found.id, found.category) == ("a", "object")
+    assert (found.id, found.texture) == ("a", "plain")
 
 
 def test_what_an_earlier_version_called_otherwise_is_read() -> None:
