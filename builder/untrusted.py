@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 _MAX_SHOWN = 200  # characters of a foreign text in one of our sentences
 _MAX_LINE = 300  # characters of a foreign error
+_MAX_NAMES = 5  # of files or the like that a sentence lists
 
 
 class Unreadable(ValueError):
@@ -56,6 +57,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def printable(text: str) -> str:
     """Return text with control and undecodable characters escaped, for one line of a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first few of many names, and how many more there are."""
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def one_line(error: object) -> str:

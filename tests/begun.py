@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 from builder.build.ledger import Ledger
 from builder.build.options import BuildOptions
@@ -10,6 +11,20 @@ from builder.build.work import WorkFolder
 from builder.build.worker import Event, Job, Worker
 from builder.remote import Place
 from fgbg_dataset import FgbgDataset
+
+# A small set, as keywords and as flags.
+RECIPE: dict[str, Any] = {
+    "placements": 1,
+    "size": 32,
+    "foreground_size": 16,
+    "depth_model": "none",
+    "shard_records": 20,
+    "holdout": 0.0,
+}
+FLAGS = (
+    *("--placements", "1", "--size", "32", "--foreground-size", "16", "--depth-model", "none"),
+    *("--shard-records", "20", "--holdout", "0", "--workers", "1", "-q"),
+)
 
 
 class _Enough(Exception):

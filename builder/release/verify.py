@@ -91,12 +91,12 @@ from builder.schema import (
 from builder.sources import Source, SourceBank, prepared_source, uncredited
 from builder.tables import Table, wrong_columns
 from builder.typed import checked_fields, decisive, read
-from builder.untrusted import Unreadable, one_line, parse_json, printable, refusing, shown
+from builder.untrusted import Unreadable, listed, one_line, parse_json, printable, refusing, shown
 
 _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they are read together
 _MAX_PER_CHECK = 1000
 _MAX_CHARACTERS = 500  # of a sentence, which may quote what is foreign
-_MAX_LISTED = 5  # names in a note
+_MAX_CHANGED = 5  # lines in a note
 _MAY_BE = {INFO_FILE, FIFTYONE_FILE}  # in a set, beside the fixed files and the shards
 _COLOUR_LEVELS = 8  # of 256, that a JPEG of coloured depth is off by at most, on average
 _OUR_FOLDERS = ("data/", "foregrounds/", "backgrounds/", "preview/")
@@ -474,9 +474,7 @@ class _Verification:
 
     def _list(self, what: str, names: list[str]) -> None:
         if names:
-            more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-            listed = ", ".join(printable(name) for name in names[:_MAX_LISTED])
-            self._notes.append(f"{what}: {listed}{more}.")
+            self._notes.append(f"{what}: {listed([*map(printable, names)])}.")
 
     def _check_files(self, stated: Mapping[str, OtherFile] | None) -> None:
         """Compare all files but shards and card with what the statistics say of them."""
@@ -948,7 +946,7 @@ def _changed_lines(held: str, due: str) -> Iterator[tuple[int, str]]:
     """Give (line number, what is wrong) for the first lines of a block that are not as due."""
     pairs = zip_longest(held.splitlines(), due.splitlines(), fillvalue="")
     changed = ((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
-    for number, (theirs, ours) in islice(changed, _MAX_LISTED):
+    for number, (theirs, ours) in islice(changed, _MAX_CHANGED):
         yield number, f"says {shown(theirs)}, by the data it is {shown(ours)}"
 
 

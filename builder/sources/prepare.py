@@ -35,12 +35,11 @@ from builder.sources.credits import Credit, read_credits
 from builder.sources.decode import Kind, LargeImageError, decode
 from builder.sources.samples import BadImageError, bands
 from builder.sources.scan import SourceFile, ids_of, name_key, same_sources, scan, unread
-from builder.untrusted import printable
+from builder.untrusted import listed, printable
 
 Pixels = npt.NDArray[np.uint8]
 
 _log = logging.getLogger(__name__)
-_LISTED = 5  # files that a message names
 _CACHE_BYTES = 600 * 2**20  # of decoded pictures of a kind: 4,000 backgrounds of 224 px
 _ENLARGED = 2  # times, from which a cut-out looks blurred
 # Background removers leave specks of hardly any alpha far from the object. Nobody sees alpha up to
@@ -130,7 +129,7 @@ def prepare(
     found = scan(folder, apart=apart, wanted=wanted)
     files, beside = _without_companions(found.files, wanted, kind)
     for reason, names in _grouped(found.left_out).items():
-        _log.info("%s: ignored (%s): %s", _label(folder), reason, _listed(names))
+        _log.info("%s: ignored (%s): %s", _label(folder), reason, listed(names))
     credits = read_credits(folder, found.credits, {file.file for file in found.files})
     before = {entry.sha256 for entry in like if entry.intake == 1}
     by_key = {name_key(name): source for name, source in (known or {}).items()}
@@ -150,7 +149,7 @@ def prepare(
     if not sources:
         raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
     for note, names in _grouped(sorted(maker.notes)).items():
-        _log.warning("%s: %s: %s", _label(folder), note, _listed(names))
+        _log.warning("%s: %s: %s", _label(folder), note, listed(names))
     return PreparedFolder(sources, tuple(problems), duplicates(sources))
 
 
@@ -224,11 +223,6 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     for name, reason in pairs:
         groups[reason].append(name)
     return groups
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def contents(sources: Sequence[Source]) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,22 +14,11 @@ from builder.build.options import BuildOptions
 from builder.build.work import WorkFolder
 from builder.release.verify import verify
 from fgbg_dataset import FgbgDataset, OutputError, extend_build
+from tests.begun import FLAGS, RECIPE
 from tests.e2e.running import COMMAND, fgbg, files_of
 from tests.limits import HANG_S
 from tests.pictures import scene
 
-RECIPE: dict[str, Any] = {
-    "placements": 1,
-    "size": 32,
-    "foreground_size": 16,
-    "depth_model": "none",
-    "shard_records": 20,
-    "holdout": 0.0,
-}
-FLAGS = (
-    *("--placements", "1", "--size", "32", "--foreground-size", "16", "--depth-model", "none"),
-    *("--shard-records", "20", "--holdout", "0", "--workers", "1", "-q"),
-)
 QUIET = BuildOptions(progress=False)
 
 

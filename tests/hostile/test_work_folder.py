@@ -5,28 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from builder.build.work import WorkFolder
 from fgbg_dataset import FgbgDataset
-from tests.begun import begin
+from tests.begun import FLAGS, RECIPE, begin
 from tests.e2e.running import start
 from tests.limits import HANG_S
 
-RECIPE: dict[str, Any] = {
-    "placements": 1,
-    "size": 32,
-    "foreground_size": 16,
-    "depth_model": "none",
-    "shard_records": 20,
-    "holdout": 0.0,
-}
-FLAGS = (
-    *("--placements", "1", "--size", "32", "--foreground-size", "16", "--depth-model", "none"),
-    *("--shard-records", "20", "--holdout", "0", "--workers", "1", "-q"),
-)
 # The exit code of a build that finds a pipe there; 0 where it makes good what should be there.
 PLACES = {
     "owners/0123456789abcdef": 0,

@@ -28,7 +28,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,7 @@ from safetensors.torch import load_file
 
 from builder.errors import DepthModelError
 from builder.files import sha256_file
+from builder.untrusted import listed
 
 from .configuration_densedepth import MIN_DECODER_CHANNELS, DenseDepthConfig
 from .image_processing_densedepth import DenseDepthImageProcessor
@@ -66,7 +67,6 @@ KITTI_MAX_DEPTH_M, KITTI_SIZE = 80.0, {"height": 384, "width": 1280}  # paper, s
 
 _MAX_SOURCE_BYTES = 4 * 2**30  # DenseNet-201 at full width with Adam's state is 0.6 GB
 _MAX_INPUT_SIDE = 8192
-_MAX_LISTED = 5
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _TORCH_SUFFIXES = (".pt", ".pth")
 
@@ -242,13 +242,6 @@ def _refuse(path: Path, reason: str) -> NoReturn:
     raise DepthModelError(f"{path}: {reason}") from None
 
 
-def _some(names: Iterable[str]) -> str:
-    """List the first few names of many."""
-    listed = sorted(names)
-    more = len(listed) - _MAX_LISTED
-    return ", ".join(listed[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
 def _check_arguments(source: Path, out_dir: Path, max_depth: float, dtype: str) -> None:
     """Refuse what can be refused before the file is opened."""
     if dtype not in DTYPES:
@@ -366,7 +359,7 @@ def _find_blocks(checkpoint: _Checkpoint) -> tuple[int, ...]:
             counts[block] = max(counts[block], int(match[2]))
     if not any(counts):
         names = [weight.name for weight in checkpoint.weights.values()]
-        found = f"its weights are {_some(names)}" if names else "it holds no weights"
+        found = f"its weights are {listed(sorted(names))}" if names else "it holds no weights"
         _refuse(
             checkpoint.path,
             f"is not a DenseDepth checkpoint: no weight is named like a DenseNet's, {found}; "
@@ -423,9 +416,9 @@ def _check_names(checkpoint: _Checkpoint, expected: set[str], encoder: str) -> N
     extra = {weight.name for key, weight in checkpoint.weights.items() if key not in expected}
     faults = []
     if missing:
-        faults.append(f"{len(missing)} missing ({_some(missing)})")
+        faults.append(f"{len(missing)} missing ({listed(sorted(missing))})")
     if extra:
-        faults.append(f"{len(extra)} not part of it ({_some(extra)})")
+        faults.append(f"{len(extra)} not part of it ({listed(sorted(extra))})")
     if faults:
         _refuse(
             checkpoint.path,
@@ -644,7 +637,7 @@ def _is_optimizers(name: str) -> bool:
 
 def _list_legacy(h5py: Any, path: Path, root: Any, layers: list[str]) -> list[tuple[str, str, Any]]:
     """(canonical name, name in the file, array) of every weight in the layout of Keras 1 and 2."""
-    found, listed = [], set()
+    found, known = [], set()
     for layer in layers:
         group = _follow(h5py, path, root, layer)
         if not isinstance(group, h5py.Group):
@@ -653,14 +646,14 @@ def _list_legacy(h5py: Any, path: Path, root: Any, layers: list[str]) -> list[tu
             dataset = _follow(h5py, path, group, weight)
             if isinstance(dataset, h5py.Dataset):
                 found.append((_canonical(layer, weight), weight, dataset))
-                listed.add(f"{layer}/{weight}")
-    unlisted = _datasets(h5py, root) - listed
+                known.add(f"{layer}/{weight}")
+    unlisted = _datasets(h5py, root) - known
     if root.name == "/":
         unlisted = {name for name in unlisted if not _is_optimizers(name)}
     if unlisted:
         _refuse(
             path,
-            f"holds weights that its own list of names lacks ({_some(unlisted)}); "
+            f"holds weights that its own list of names lacks ({listed(sorted(unlisted))}); "
             "give the file as Keras wrote it.",
         )
     return found
@@ -759,7 +752,7 @@ def _one_number(path: Path, what: str, values: list[Any], default: float) -> flo
     if len(numbers) > 1:
         _refuse(
             path,
-            f"the {what} is not the same everywhere ({_some(map(str, numbers))}); "
+            f"the {what} is not the same everywhere ({listed(sorted(map(str, numbers)))}); "
             "give a DenseDepth checkpoint.",
         )
     return numbers.pop()
