@@ -1,25 +1,35 @@
-"""How the columns of a Parquet file are compressed, read from its footer without pyarrow.
+"""What a Parquet file's columns take, read from its footer without pyarrow.
 
 To ask pyarrow of a column whose footer is damaged ends the whole process. The footer is a struct in
-the compact protocol of Apache Thrift; read here are row groups, their columns and the codecs.
+the compact protocol of Apache Thrift; read here are row groups, their columns, codecs and counts.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "LZO", "BROTLI", "LZ4", "ZSTD", "LZ4_RAW")
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 _MAX_DEPTH = 32
 # Numbers of fields in parquet.thrift.
-_ROW_GROUPS, _COLUMNS, _META_DATA, _ENCRYPTED, _CODEC, _PATH = 4, 1, 3, (8, 9), 4, 3
+_ROW_GROUPS, _COLUMNS, _ROWS, _META_DATA, _ENCRYPTED = 4, 1, 3, 3, (8, 9)
+_PATH, _CODEC, _VALUES = 3, 4, 5
 _TAIL_BYTES = 8  # the footer's length and the magic number
 
 
-def column_codecs(file: BinaryIO, size_bytes: int) -> Iterator[list[tuple[str, str]]]:
-    """Give for each row group the path and the codec of its columns.
+class ColumnChunk(NamedTuple):
+    """A column within a row group."""
+
+    path: str
+    codec: str
+    n_values: int  # those of lists counted one by one
+
+
+def column_chunks(file: BinaryIO, size_bytes: int) -> Iterator[tuple[int, list[ColumnChunk]]]:
+    """Give for each row group the number of its rows and its columns.
 
     Args:
         file: seekable.
@@ -36,18 +46,28 @@ def column_codecs(file: BinaryIO, size_bytes: int) -> Iterator[list[tuple[str, s
     file.seek(size_bytes - _TAIL_BYTES - length)
     try:
         for group in _Thrift(file.read(length)).struct().get(_ROW_GROUPS) or []:
-            yield [_codec_of(column) for column in group.get(_COLUMNS) or []]
+            yield _count(group[_ROWS]), [_chunk(c) for c in group.get(_COLUMNS) or []]
     except (LookupError, TypeError, AttributeError) as error:  # values of other kinds than are due
         raise ValueError(f"its footer is not that of a Parquet file ({error})") from None
 
 
-def _codec_of(column: dict[int, Any]) -> tuple[str, str]:
+def _chunk(column: dict[int, Any]) -> ColumnChunk:
     about = column.get(_META_DATA)
     if about is None or any(number in column for number in _ENCRYPTED):
         raise ValueError("a column is encrypted, or says nothing of itself")
     codec = about[_CODEC]
-    path = b".".join(about[_PATH]).decode()
-    return path, CODECS[codec] if 0 <= codec < len(CODECS) else str(codec)
+    return ColumnChunk(
+        b".".join(about[_PATH]).decode(),
+        CODECS[codec] if 0 <= codec < len(CODECS) else str(codec),
+        _count(about[_VALUES]),
+    )
+
+
+def _count(value: Any) -> int:
+    number = operator.index(value)
+    if number < 0:
+        raise ValueError("its footer counts fewer than none")
+    return number
 
 
 class _Thrift:

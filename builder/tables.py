@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.files import open_regular, replacing
-from builder.footer import column_codecs
+from builder.footer import ColumnChunk, column_chunks
 from builder.hub import request_errors
 from builder.remote import Place
 from builder.schema import Column, arrow_schema
@@ -132,16 +132,13 @@ class Table:
                     self.n_rows: int = sum(batch.num_rows for batch in reader)
                 return
             with _opened(source) as file:
-                codecs = list(column_codecs(file, self._size_bytes))
+                groups = list(column_chunks(file, self._size_bytes))
             opened = _for_arrow(source)
             metadata = pq.read_metadata(opened)
             self.schema = metadata.schema.to_arrow_schema()
-            # Not `num_rows`, which is only said.
-            groups = range(metadata.num_row_groups)
-            self.n_rows = sum(metadata.row_group(group).num_rows for group in groups)
+            self.n_rows = sum(n_rows for n_rows, _ in groups)  # `num_rows` is only said
             leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-            _check_storage(codecs, self.n_rows, self._size_bytes)
-            _check_lists(metadata)
+            _check_storage(groups, self._size_bytes)
             # Kept as the dictionaries they are stored as, so that one long value named by many
             # rows does not become many copies of it.
             texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
@@ -241,29 +238,22 @@ def _opened(source: Path | BinaryIO) -> Iterator[BinaryIO]:
     source.seek(at)
 
 
-def _check_storage(codecs: Iterable[list[tuple[str, str]]], n_rows: int, size_bytes: int) -> None:
-    """Refuse what is stored so that little in the file becomes much in memory."""
-    for columns in codecs:
-        for path, codec in columns:
+def _check_storage(groups: list[tuple[int, list[ColumnChunk]]], size_bytes: int) -> None:
+    """Refuse what is stored so that little in the file becomes much in memory.
+
+    No more values of a column are read than the footer says.
+    """
+    total = sum(n_rows for n_rows, _ in groups)
+    for n_rows, columns in groups:
+        for path, codec, n_values in columns:
             is_picture = path.endswith(".bytes")
             if codec not in ("UNCOMPRESSED", *(() if is_picture else ("SNAPPY",))):
                 raise Unreadable(f"has {printable(path)} compressed by {codec}")
-            if is_picture and n_rows > size_bytes // _MIN_PICTURE_BYTES:
-                raise Unreadable(f"has {size_bytes} bytes, too few for {n_rows} rows")
-
-
-def _check_lists(metadata: Any) -> None:
-    """Refuse lists of equal values, of which millions take a few bytes.
-
-    No more values of a column are read than its metadata says.
-    """
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            column = row_group.column(number)
-            if column.num_values > _MAX_LISTED * max(1, row_group.num_rows):
-                path = printable(column.path_in_schema)
-                raise Unreadable(f"has lists of too many values in {path}")
+            if is_picture and total > size_bytes // _MIN_PICTURE_BYTES:
+                raise Unreadable(f"has {size_bytes} bytes, too few for {total} rows")
+            # Millions of equal values in lists take a few bytes.
+            if n_values > _MAX_LISTED * max(1, n_rows):
+                raise Unreadable(f"has lists of too many values in {printable(path)}")
 
 
 def _picture_bytes(row: dict[str, Any]) -> int:

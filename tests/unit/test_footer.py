@@ -1,4 +1,4 @@
-"""footer: codecs as pyarrow reports them, and bytes of any hand end in a sentence."""
+"""footer: columns as pyarrow reports them, and bytes of any hand end in a sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builder.footer import column_codecs
+from builder.footer import ColumnChunk, column_chunks
 
 
 def parquet(**options) -> bytes:
@@ -29,28 +29,26 @@ def parquet(**options) -> bytes:
     return buffer.getvalue()
 
 
-def codecs(data: bytes) -> list[list[tuple[str, str]]]:
-    return list(column_codecs(io.BytesIO(data), len(data)))
+def chunks(data: bytes) -> list[tuple[int, list[ColumnChunk]]]:
+    return list(column_chunks(io.BytesIO(data), len(data)))
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", {"id": "brotli"}])
-def test_codecs_are_those_that_pyarrow_reports(compression) -> None:
+def test_columns_are_those_that_pyarrow_reports(compression) -> None:
     data = parquet(compression=compression)
     metadata = pq.read_metadata(io.BytesIO(data))
-    due = [
-        [
-            (chunk.path_in_schema, chunk.compression)
-            for column in range(metadata.num_columns)
-            for chunk in (metadata.row_group(group).column(column),)
-        ]
-        for group in range(metadata.num_row_groups)
-    ]
-    assert codecs(data) == due
+    due = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(column) for column in range(group.num_columns)]
+        said = [(one.path_in_schema, one.compression, one.num_values) for one in columns]
+        due.append((group.num_rows, said))
+    assert chunks(data) == due
     assert len(due) == 3
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
-def test_a_damaged_footer_gives_codecs_or_an_error(seed: int, n_flips: int) -> None:
+def test_a_damaged_footer_gives_columns_or_an_error(seed: int, n_flips: int) -> None:
     import numpy as np
 
     data = bytearray(parquet())
@@ -59,11 +57,13 @@ def test_a_damaged_footer_gives_codecs_or_an_error(seed: int, n_flips: int) -> N
     for bit in rng.integers(8 * start, 8 * len(data), n_flips).tolist():
         data[bit // 8] ^= 1 << bit % 8
     with contextlib.suppress(ValueError):
-        assert all(isinstance(path, str) for group in codecs(bytes(data)) for path, _ in group)
+        for n_rows, columns in chunks(bytes(data)):
+            assert n_rows >= 0
+            assert all(column.n_values >= 0 for column in columns)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_no_groups_or_an_error(data: bytes) -> None:
     tail = len(data).to_bytes(4, "little") + b"PAR1"
     with contextlib.suppress(ValueError):
-        assert codecs(data + tail) == []
+        assert chunks(data + tail) == []
