@@ -202,7 +202,7 @@ class TrainingError(FgbgError):
 
 
 class CardError(FgbgError):
-    """The metadata at the top of a README.md cannot be read."""
+    """The metadata at the top of a README.md cannot be read, or may not stand there."""
 
 
 class PublishError(FgbgError):

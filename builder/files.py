@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -10,8 +11,9 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -19,6 +21,8 @@ from builder.remote import Place, StorePath
 from builder.untrusted import printable
 
 _HASH_BLOCK = 2**20
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
+_ABANDONED_S = 86_400  # no file or folder takes a day to write
 
 # What macOS, Windows, Linux desktops, storage boxes and archives leave in any folder; lower case.
 _SYSTEM_NAME = re.compile(
@@ -186,11 +190,35 @@ def temporary_for(path: Place) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="fgbg-") as folder:
             yield Path(folder) / path.name
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.parent / temporary_name(path.name)
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(name: str) -> str:
+    """Return a hidden name for what will be called `name`, which no other writer has."""
+    return f".{name}.{secrets.token_hex(8)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one of `temporary_name`: of a writer at work, or of one that was killed."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def sweep(path: Path, older_s: float = _ABANDONED_S) -> None:
+    """Delete what writers of a file or folder left beside it when they were killed.
+
+    Args:
+        path: of the file or folder.
+        older_s: seconds; what is younger may be of a writer at work.
+    """
+    before = time.time() - older_s
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            if is_temporary(left.name) and left.lstat().st_mtime <= before:
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def rename(temporary: Path, path: Place) -> None:

@@ -16,8 +16,7 @@ from builder.pinned import DepthInfo
 from builder.recipe import MEASURED_DEPTH, Recipe
 from builder.record import DepthCodec
 from builder.sources import Backdrop, DepthBy, Given, Kind, Source, prepare
-
-_LISTED = 5  # files that a message names
+from builder.untrusted import listed, printable
 
 # What depth means where every background brings its own.
 _MEASURED = DepthInfo(
@@ -136,11 +135,11 @@ def _common_unit(
     """Return what depth means, wide enough for what was measured; as before, in a set that is."""
     measured = [s for s in backgrounds if s.given.depth is not None]
     if info is None or (model is None and missing):
-        names = ", ".join(source.entry.file for source in missing[:_LISTED])
+        names = listed([printable(source.entry.file) for source in missing or backgrounds])
         raise FgbgError(
-            f"{len(missing) or len(backgrounds)} backgrounds have no depth ({names}): placement "
-            "ground and composed depth need it. Name a --depth-model, or put measured depth beside "
-            "each picture, as NAME.depth.png (16-bit grey, mm)."
+            f"There is no depth of {names}: placement ground and composed depth need it. Name a "
+            "--depth-model, or put measured depth beside each picture, as NAME.depth.png (16-bit "
+            "grey, mm)."
         )
     if measured and info.kind != "metric":
         raise FgbgError(

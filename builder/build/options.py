@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from builder.depth import Backend, Device
+from builder.sources import check_license_id
 
 EngineName = Literal["local", "ray"]
 
@@ -22,6 +23,9 @@ class BuildOptions:
     `num_gpus_per_worker` None is 1 where there are GPUs and a depth model. `resume` is the command
     printed when a build fails. `claim_expiry_s` is how long, in seconds, another process may be
     silent before its shards are taken over.
+
+    Raises:
+        CardError: `license` is no identifier.
     """
 
     device: Device = "auto"
@@ -34,3 +38,7 @@ class BuildOptions:
     num_gpus_per_worker: float | None = None
     resume: str = "call download_and_prepare again with the same arguments"
     claim_expiry_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.license is not None:
+            check_license_id(self.license)

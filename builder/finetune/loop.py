@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from builder.errors import TrainingError
-from builder.files import write_bytes
+from builder.files import sweep, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,7 @@ def save_checkpoint(
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{_OPTIMIZER}{key}.{name}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a run that was killed
-        left.unlink(missing_ok=True)
+    sweep(path, older_s=0)  # a run that was killed
     header = {"state": state, "sha256": _sha256(state, tensors)}
     write_bytes(path, save(tensors, {_HEADER: json.dumps(header)}))
 

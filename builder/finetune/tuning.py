@@ -44,6 +44,7 @@ from builder.finetune.card import (
 from builder.finetune.loop import checkpoint_state, learning_rate, load_checkpoint, save_checkpoint
 from builder.finetune.pairs import Pairs, Row, batches
 from builder.finetune.settings import Errors, Progress, Settings
+from builder.layout import RECIPE_FILE
 from builder.recipe import Recipe
 
 Depth = npt.NDArray[np.float32]
@@ -353,8 +354,12 @@ def check_out(out: Path, *, resume: bool) -> None:
     """Check that a run may write its model to a folder: nothing of anyone else's is overwritten.
 
     Raises:
-        TrainingError: it is not a folder, or holds something and no checkpoint to go on from.
+        TrainingError: it is not a folder, is in a data set, or holds something and no checkpoint
+            to go on from.
     """
+    for folder in (place := out.resolve(), *place.parents):
+        if (folder / RECIPE_FILE).is_file():
+            raise TrainingError(f"{out} is in the data set {folder}; choose another OUT.")
     checkpoint = out / CHECKPOINT
     if checkpoint.exists():
         if not resume:

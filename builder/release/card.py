@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from builder.errors import CardError, summarized
-from builder.files import read_text, write_text
+from builder.files import read_text, sweep, write_text
 from builder.layout import (
     CARD_FILE,
     MAX_BYTES,
@@ -31,9 +31,16 @@ from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
 from builder.record import Plan, Statistics, Summary, Tally
 from builder.schema import OBJECTS, Column, features, preview_columns, record_columns
-from builder.sources import Kind, license_counts, read_sources, stored_columns, uncredited
+from builder.sources import (
+    Kind,
+    check_license_id,
+    license_counts,
+    read_sources,
+    stored_columns,
+    uncredited,
+)
 from builder.tables import FileFormat, Table
-from builder.untrusted import Unreadable, one_line, printable, refusing
+from builder.untrusted import Unreadable, one_line, printable, refusing, shown
 
 if TYPE_CHECKING:
     from datasets import DatasetInfo
@@ -66,9 +73,11 @@ def write_card(
 
     Raises:
         NotABuildError: `out` is not a finished build.
-        CardError: the card there cannot be read, or its metadata is not YAML.
+        CardError: the card there cannot be read, its metadata is not YAML, or the license is no
+            identifier.
     """
     path = out / CARD_FILE
+    sweep(path)
     write_text(path, card_text(out, license=license, title=title, name=name))
     return path
 
@@ -109,6 +118,7 @@ def card_text(
     keys, text = card_parts(read_card(out / CARD_FILE) if old is None else old)
     kept = {key: value for key, value in keys.items() if key not in _OWNED}
     if license:
+        check_license_id(license)
         kept["license"] = license
     config = config or _records_config(keys)
     values = _yaml(out, pinned, splits, config, table or out / TABLE_FILE)
@@ -202,9 +212,24 @@ def _parsed(text: str) -> Any:
             raise Unreadable("is longer, or nested more deeply, than that of any card")
     reader = loader(text)
     try:
-        return reader.get_single_data()
+        if (root := reader.get_single_node()) is None:
+            return None
+        _refuse_equal_keys(root)
+        return reader.construct_document(root)
     finally:
         reader.dispose()
+
+
+def _refuse_equal_keys(node: Any) -> None:
+    """Of keys that stand there twice YAML takes the last, and a reader sees the first."""
+    inner = [] if node.id == "scalar" else node.value
+    if node.id == "mapping":
+        keys = Counter(key.value for key, _ in inner if key.id == "scalar")
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise Unreadable(f"has the key {shown(twice[0])} twice")
+        inner = [value for _, value in inner]
+    for each in inner:
+        _refuse_equal_keys(each)
 
 
 def _yaml_text(values: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from builder.build import ROW_GROUP_RECORDS
 from builder.errors import NotABuildError
-from builder.files import open_regular, write_bytes, write_text
+from builder.files import open_regular, sweep, write_bytes, write_text
 from builder.layout import (
     FIFTYONE_FILE,
     PAGE_FILE,
@@ -184,8 +184,9 @@ def write_preview(out: Path, into: Path | None = None) -> tuple[Path, Path, Path
     pinned = read_recipe(out)
     picture, text = draw_preview(out, pinned)
     sheet, page, table = ((into or out) / name for name in (SHEET_FILE, PAGE_FILE, TABLE_FILE))
-    for path in (sheet, table):
+    for path in (sheet, page, table):
         path.parent.mkdir(exist_ok=True)
+        sweep(path)
     write_bytes(sheet, picture)
     write_text(page, text)
     columns = preview_columns(pinned.recipe, pinned.categories)

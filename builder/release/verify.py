@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from builder import __version__
 from builder.errors import FgbgError, NewerVersionError, RecipeError
-from builder.files import is_system_file, read_text, sha256_file
+from builder.files import is_system_file, is_temporary, read_text, sha256_file
 from builder.hub import request_errors
 from builder.layout import (
     BACKGROUNDS_FILE,
@@ -103,7 +103,6 @@ _OUR_FOLDERS = ("data/", "foregrounds/", "backgrounds/", "preview/")
 # What `datasets` reads by itself where no config names it, or before the card; at the top alone.
 _MISLEADING = re.compile(r"[^/]*\.(py|parquet|arrow)|\.huggingface\.yaml|dataset_infos\.json")
 _ANEW = "fgbg preview writes it again"
-_LEFT_BY_US = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")  # of a process that was killed
 _METADATA = {
     *(b"huggingface", b"content_defined_chunking", b"use_content_defined_chunking"),
     b"ARROW:schema",
@@ -457,7 +456,7 @@ class _Verification:
         left, foreign = [], []
         for name, file in sorted(files.items()):
             last = name.rstrip("/").rpartition("/")[2]
-            if is_system_file(name) or _LEFT_BY_US.fullmatch(last):
+            if is_system_file(name) or is_temporary(last):
                 left.append(name)
             elif name in due or name in _MAY_BE:
                 if file.fault and name not in checked:
@@ -468,7 +467,7 @@ class _Verification:
                 self._problem("files", name, file.fault)
             elif not name.startswith("."):
                 foreign.append(name)
-        self._list("Left by a system, and ignored", left)
+        self._list("Left by a system or a killed command, and ignored", left)
         self._list("Not of the set: not checked, and not sent by a push", foreign)
         return True
 

@@ -4,7 +4,7 @@ from builder.sources.backdrop import Backdrop, DepthBy, Given
 from builder.sources.credits import license_counts, uncredited
 from builder.sources.decode import Kind
 from builder.sources.ground import label_parts
-from builder.sources.licenses import conflicts, terms
+from builder.sources.licenses import check_license_id, conflicts, terms
 from builder.sources.prepare import (
     PreparedFolder,
     Source,
@@ -25,6 +25,7 @@ __all__ = [
     "PreparedFolder",
     "Source",
     "SourceBank",
+    "check_license_id",
     "conflicts",
     "contents",
     "demo_folders",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,8 +68,10 @@ def read_credits(folder: Path, paths: Sequence[Path], files: Collection[str]) ->
         try:
             text = _decoded(read_bytes(path, _MAX_CREDITS_BYTES))
             _Reader(name, files, credits).read(text)
+        except UnicodeDecodeError:
+            credits.lost.append((name, "is not in UTF-8; save it as `CSV UTF-8`"))
         except (OSError, ValueError, csv.Error) as error:
-            credits.lost.append((name, f"cannot be read as CSV in UTF-8 ({error})"))
+            credits.lost.append((name, f"cannot be read as CSV ({error})"))
     return credits
 
 
@@ -123,14 +126,15 @@ class _Reader:
 
     def read(self, text: str) -> None:
         """Read all rows; the first wrong ones are reported, of the rest how many they are."""
-        rows = _rows(text)
+        named = re.match(r"sep=.\r?\n", text)  # by Excel, above the header
+        rows = _rows(text[named.end() :] if named else text)
         header = [_column(cell) for cell in next(rows, [])]
         if missing := [column for column in CREDIT_COLUMNS if column not in header]:
             reason = f"has no column {', '.join(missing)}; its first line must name all of "
             self._credits.lost.append((self._name, reason + ", ".join(CREDIT_COLUMNS)))
             return
         n_wrong: Counter[bool] = Counter()
-        for line, row in enumerate(rows, start=2):
+        for line, row in enumerate(rows, start=3 if named else 2):
             if not any(cell.strip() for cell in row):
                 continue
             reason, is_lost = self._take(dict(zip(header, row, strict=False)), row, len(header))

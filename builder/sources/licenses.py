@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from builder.errors import CardError
 from builder.pinned import SourceEntry
+from builder.untrusted import shown
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,19 @@ _TABLE = {
     "commercial": _RESERVED,
     "unknown": Terms(forbidden="unknown terms: nobody has said that it may be handed on"),
 }
+
+
+def check_license_id(text: str) -> None:
+    """Check that a text may stand as the license of a card on the Hub.
+
+    Raises:
+        CardError: it has another form than identifiers have.
+    """
+    if not re.fullmatch(r"[a-z0-9]+([.+-][a-z0-9]+)*\+?", text):
+        raise CardError(
+            f"{shown(text)} is no license identifier of the Hub, such as cc-by-4.0 or mit; `other` "
+            "stands for terms that have none."
+        )
 
 
 def terms(name: str) -> Terms | None:

@@ -157,7 +157,11 @@ def test_what_is_in_out_is_never_overwritten(built, model, tmp_path):
     for out in (data, start_model, notes, tmp_path / "file"):
         for more in ((), ("--resume",)):
             text = run(start_model, data, out, "--steps", "1", *more, code=2)
-            assert f"{out} is not empty and holds no checkpoint of this command" in text
+            inside = out == data
+            due = "is in the data set" if inside else "is not empty and holds no checkpoint of this"
+            assert f"{out} {due}" in text
+    text = run(start_model, data, data / "assets" / "new", "--steps", "1", code=2)
+    assert f"{data / 'assets' / 'new'} is in the data set {data}; choose another OUT." in text
     assert files_of(tmp_path) == before
 
 

@@ -31,6 +31,7 @@ from builder.pinned import PinnedRecipe
 from builder.record.encoding import _grey_png, encode_mask
 from builder.record.plan import Plan
 from builder.release.card import write_card
+from builder.release.preview import write_preview
 from builder.release.verify import VerifyReport, verify
 from builder.tables import write_table
 from fgbg_dataset import FgbgDataset
@@ -502,6 +503,23 @@ def test_an_edited_number_in_the_card_is_found_with_its_line(out):
     assert ", by the data it is '| mask | 120 | 64x64 | 0." in problem.what
 
 
+def test_what_killed_writers_left_in_a_set_is_told_and_cleared_by_the_next(out):
+    names = ("README.md", "assets/preview.html", "assets/samples.png", TABLE_FILE)
+    left = [out / name for name in names]
+    left = [path.with_name(f".{path.name}.{'0' * 16}.tmp") for path in left]
+    for path in left:
+        path.write_text("half")
+        os.utime(path, (0, 0))
+    report = verify(out)
+    assert report.ok
+    said = "Left by a system or a killed command, and ignored: "
+    assert sum(note.startswith(said) for note in report.notes) == 1
+    write_card(out)
+    write_preview(out)
+    assert not any(path.exists() for path in left)
+    assert verify(out).ok
+
+
 def test_a_number_in_the_yaml_of_the_card_is_found(out):
     path = out / "README.md"
     assert "num_examples: 54" in path.read_text()
@@ -886,7 +904,7 @@ def test_what_systems_leave_is_ignored_and_what_is_a_persons_own_is_named(out):
     report = verify(out, sample=1)
     assert report.problems == ()
     left, own = report.notes[:2]
-    assert left.startswith("Left by a system, and ignored: ")
+    assert left.startswith("Left by a system or a killed command, and ignored: ")
     assert left.endswith(" and 3 more.")
     assert own == "Not of the set: not checked, and not sent by a push: extra/a.parquet."
 

@@ -7,6 +7,7 @@ or, as Keras 2 wrote it, by h5py here. The published shape, DenseNet-169 at full
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -397,7 +398,13 @@ def test_an_empty_folder_is_filled_and_parents_are_made(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
+    for place in (tmp_path, tmp_path / "empty"):  # a conversion was killed here
+        left = place / f".empty.{'0' * 16}.tmp"
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"half")
+        os.utime(left, (0, 0))
     assert convert(files["whole"], tmp_path / "empty").folder == tmp_path / "empty"
+    assert not [*tmp_path.rglob(".*")]
     assert convert(files["whole"], tmp_path / "a" / "b" / "c").folder.is_dir()
     assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
 

@@ -16,6 +16,7 @@ from builder.build.options import BuildOptions
 from builder.errors import CardError, NotABuildError
 from builder.layout import BACKGROUNDS_FILE
 from builder.release.card import card_keys, card_text, records_config, write_card
+from builder.sources.licenses import check_license_id
 from fgbg_dataset import FgbgDataset
 
 BLOCKS = ("summary", "use", "columns", "splits", "statistics", "making", "credits")
@@ -127,7 +128,8 @@ def test_windows_line_ends_and_no_yaml_at_all(out: Path, fresh: str) -> None:
     "yaml_text",
     [
         "a: [", "- a", "a: b: c", "a: 2020-13-45", "a: !!int abc", "a: &x [*x]",
-        "a: &x b\nlicense: *x", "a: " + "[" * 60 + "]" * 60, "a: " + "{b: " * 9999,
+        "a: &x b\nlicense: *x", "license: mit\nlicense: other", "a: [{b: 1, b: 1}]",
+        "a: " + "[" * 60 + "]" * 60, "a: " + "{b: " * 9999,
     ],
 )  # fmt: skip
 def test_metadata_that_is_not_plain_yaml_is_refused(out: Path, yaml_text: str) -> None:
@@ -218,3 +220,21 @@ def test_write_card_keeps_an_own_heading(out: Path, fresh: str) -> None:
     write_card(out)
     assert "\n# Blobs of Ann\n" in path.read_text()
     path.write_text(fresh)
+
+
+@pytest.mark.parametrize("text", ["foo bar", "CC BY 4.0", "", "mit\n", "-mit", "<b>", "x: y"])
+def test_a_license_that_is_no_identifier_is_refused_before_and_after_a_build(
+    out: Path, text: str
+) -> None:
+    before = (out / "README.md").read_bytes()
+    with pytest.raises(CardError, match="is no license identifier of the Hub"):
+        BuildOptions(license=text)
+    if text:  # an empty one keeps what the card says
+        with pytest.raises(CardError, match="is no license identifier of the Hub"):
+            write_card(out, license=text)
+    assert (out / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["mit", "cc-by-sa-4.0", "cc0-1.0", "c-uda", "lgpl-lr"])
+def test_identifiers_of_the_hub_are_licenses(text: str) -> None:
+    check_license_id(text)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from builder.files import is_system_file, open_regular, read_text, sha256_file
+from builder.files import is_system_file, open_regular, read_text, sha256_file, sweep
+from tests.limits import HANG_S
 
 
 def socket_at(path: Path) -> None:
@@ -99,3 +103,45 @@ def test_what_systems_leave_is_known(name: str) -> None:
 )  # fmt: skip
 def test_what_people_put_there_is_not_taken_for_it(name: str) -> None:
     assert not is_system_file(name)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from builder.files import replacing
+
+with replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_swept_a_day_later(tmp_path: Path) -> None:
+    path = tmp_path / "[a]*.md"
+    others = [tmp_path / ".[a]*.md.txt.tmp", tmp_path / f".ax.md.{'0' * 16}.tmp", path]
+    for other in others:
+        other.write_text("mine")
+        os.utime(other, (0, 0))
+    subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False, timeout=HANG_S)
+    (left,) = {*tmp_path.iterdir()} - {*others}
+    assert left.read_text() == "half"
+    sweep(path)  # it may be of a writer at work
+    assert left.exists()
+    a_day_ago = time.time() - 86_401
+    os.utime(left, (a_day_ago, a_day_ago))
+    sweep(path)
+    assert {*tmp_path.iterdir()} == {*others}
+
+
+def test_a_folder_that_was_left_goes_with_all_in_it_and_a_link_alone(tmp_path: Path) -> None:
+    kept, folder, link = (
+        tmp_path / n for n in ("kept", f".m.{'0' * 16}.tmp", f".m.{'1' * 16}.tmp")
+    )
+    for each in (kept, folder):
+        each.mkdir()
+        (each / "x").write_text("x")
+    link.symlink_to(kept)
+    for each in (folder, link):
+        os.utime(each, (0, 0), follow_symlinks=False)
+    sweep(tmp_path / "m")
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept", "x"]

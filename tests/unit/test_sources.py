@@ -795,13 +795,23 @@ def credit_problems(tmp_path: Path, text: str | bytes) -> list[tuple[str, str]]:
         "\ufefffile,author,license,url\r\na.png,Ann Ä,CC0-1.0,https://x\r\n",
         "URL, License ,Author,File,note\nhttps://x, CC0-1.0 ,Ann Ä,a.png,mine\n\n , , , ,\n",
         'file,author,license,url\n"a.png","Ann Ä","CC0-1.0","https://x"',
+        "sep=;\r\nfile;author;license;url\r\na.png;Ann Ä;CC0-1.0;https://x\r\n",
         "file;author;license;url\r\na.png;Ann Ä;CC0-1.0;https://x\r\n",
         "file\tauthor\tlicence\turl\na.png\tAnn Ä\tCC0-1.0\thttps://x\n",
         "file\tauthor\tlicense\turl\na.png\tAnn Ä\tCC0-1.0\thttps://x\n".encode("utf-16"),
         "file,author,license,url\nA.PNG,Ann Ä,CC0-1.0,https://x\n",
     ],
     ids=[
-        *("plain", "excel", "licence, other order", "quoted", "semicolons", "tabs", "unicode text"),
+        *(
+            "plain",
+            "excel",
+            "licence, other order",
+            "quoted",
+            "sep=",
+            "semicolons",
+            "tabs",
+            "unicode text",
+        ),
         "another case",
     ],
 )
@@ -853,12 +863,16 @@ def test_wrong_credits_are_told_by_line(tmp_path: Path, text: str, reasons: list
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff\xfe\x00", HEAD.encode() + b"a.png,Andr\xe9,B,C\n", HEAD.encode() + b'"a.png']
+    ("data", "due"),
+    [
+        (b"\xff\xfe\x00", "is not in UTF-8; save it as `CSV UTF-8`"),
+        (HEAD.encode() + b"a.png,Andr\xe9,B,C\n", "is not in UTF-8; save it as `CSV UTF-8`"),
+        (HEAD.encode() + b'"a.png', "cannot be read as CSV (unexpected end of data)"),
+        (b"sep=;\r\nfile;author;license;url\r\na.png;B;C\r\n", "line 3 has 3 cells, not 4"),
+    ],
 )
-def test_credits_that_are_no_utf_8_csv(tmp_path: Path, data: bytes) -> None:
-    ((name, why),) = credit_problems(tmp_path, data)
-    assert name == "bg/credits.csv"
-    assert why.startswith("cannot be read as CSV in UTF-8 (")
+def test_credits_that_are_no_utf_8_csv(tmp_path: Path, data: bytes, due: str) -> None:
+    assert credit_problems(tmp_path, data) == [("bg/credits.csv", due)]
 
 
 TOO_LARGE = "it has 16,777,240 bytes; at most 16,777,216 are read"
@@ -866,7 +880,7 @@ TOO_LARGE = "it has 16,777,240 bytes; at most 16,777,216 are read"
 
 def test_credits_of_absurd_size_are_not_read(tmp_path: Path) -> None:
     assert credit_problems(tmp_path, HEAD.encode() + b"\n" * 2**24) == [
-        ("bg/credits.csv", f"cannot be read as CSV in UTF-8 ({TOO_LARGE})")
+        ("bg/credits.csv", f"cannot be read as CSV ({TOO_LARGE})")
     ]
 
 

@@ -25,7 +25,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +40,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from builder.errors import DepthModelError
-from builder.files import sha256_file
+from builder.files import sha256_file, sweep, temporary_name
 from builder.untrusted import listed
 
 from .configuration_densedepth import MIN_DECODER_CHANNELS, DenseDepthConfig
@@ -261,6 +260,8 @@ def _check_arguments(source: Path, out_dir: Path, max_depth: float, dtype: str) 
             f"has {source.stat().st_size / 2**30:.1f} GiB, more than any DenseDepth checkpoint; "
             "give the checkpoint itself.",
         )
+    for place in (out_dir, out_dir.parent):  # a conversion may have been killed here
+        sweep(place / out_dir.name)
     try:
         taken = out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir()))
     except OSError as error:
@@ -903,13 +904,11 @@ def _write(model: DenseDepthForDepthEstimation, made: Conversion) -> None:
     filled = out_dir.is_dir()
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
-        place = out_dir if filled else out_dir.parent
-        work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=place))
+        folder = (out_dir if filled else out_dir.parent) / temporary_name(out_dir.name)
+        folder.mkdir()
     except OSError as error:
         _refuse(out_dir, f"cannot be written ({error.strerror}); choose another output folder.")
     try:
-        folder = work / "model"  # mkdtemp's own folder is readable by its owner alone
-        folder.mkdir()
         model.save_pretrained(folder)
         DenseDepthImageProcessor(size=made.processor_size).save_pretrained(folder)
         (folder / "README.md").write_text(_card(made), encoding="utf-8")
@@ -932,7 +931,7 @@ def _write(model: DenseDepthForDepthEstimation, made: Conversion) -> None:
             "choose another output folder.",
         )
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compare(model: DenseDepthForDepthEstimation, folder: Path) -> None:
