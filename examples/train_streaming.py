@@ -42,6 +42,7 @@ from fgbg_dataset import FgbgDataset, FgbgError, RecordReader
 CHECKPOINT, RESULTS, PICTURE = "checkpoint.safetensors", "results.json", "predictions.png"
 WIDTHS = (16, 32, 64, 128)  # channels at 1/2, 1/4, 1/8 and 1/16 of the size
 DECISIVE = ("steps", "batch_size", "learning_rate", "seed")  # with the data they fix the weights
+LEARNED = ("pixel_values", "mask", "depth_m")  # of a batch
 Batch = dict[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
 
@@ -100,6 +101,7 @@ def endless(
 
 def augment(batch: Batch, rng: np.random.Generator) -> Batch:
     """Mirror half of the records; change the colours of all, for new objects have others."""
+    batch = {name: batch[name] for name in LEARNED if name in batch}  # of scenes there is more
     n = len(batch["mask"])
     order = np.stack([rng.permutation(3) for _ in range(n)])
     gain, shift = rng.uniform(0.7, 1.3, (n, 3, 1, 1)), rng.uniform(-0.3, 0.3, (n, 3, 1, 1))
@@ -174,12 +176,27 @@ def losses(network: Network, batch: Batch) -> Batch:
 # --------------------------------------------------------------------------------------- training
 
 
-def train(source: Source, args: argparse.Namespace, settings: dict[str, Any]) -> Network:
-    """Train to the last step, saving on the way, and return the network."""
-    torch.manual_seed(args.seed)
+def begin(seed: int, rate: float) -> tuple[Network, torch.optim.Optimizer]:
+    """Return the untrained network, and its optimizer."""
+    torch.manual_seed(seed)
     # Channels last: half as fast again on a processor.
     network = Network().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), args.learning_rate, weight_decay=0.01)
+    return network, torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
+
+
+def advance(network: Network, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> Batch:
+    """Take one step, and return the losses before it."""
+    optimizer.param_groups[0]["lr"] = rate
+    terms = losses(network, batch)
+    optimizer.zero_grad()
+    sum(terms.values()).backward()
+    optimizer.step()
+    return terms
+
+
+def train(source: Source, args: argparse.Namespace, settings: dict[str, Any]) -> Network:
+    """Train to the last step, saving on the way, and return the network."""
+    network, optimizer = begin(args.seed, args.learning_rate)
     checkpoint, step, epoch, state = args.out / CHECKPOINT, 0, 0, None
     if args.resume and checkpoint.exists():
         held = checkpoint_state(checkpoint)
@@ -197,11 +214,7 @@ def train(source: Source, args: argparse.Namespace, settings: dict[str, Any]) ->
         # Chance depends on seed and step alone, so there is no random state to save.
         batch = augment(source.reader.collate(rows), np.random.default_rng([args.seed, step]))
         rate = learning_rate(step, args.steps, args.learning_rate, warmup=args.steps // 10)
-        optimizer.param_groups[0]["lr"] = rate
-        terms = losses(network, batch)
-        optimizer.zero_grad()
-        sum(terms.values()).backward()
-        optimizer.step()
+        terms = advance(network, optimizer, batch, rate)
         step += 1
         if step % args.every == 0 or step == args.steps:
             where = {"step": step, "epoch": epoch, "stream": state, "settings": settings}

@@ -1,0 +1,403 @@
+"""Which way of composing teaches most about real photographs.
+
+    python benchmarks/realism.py CUTOUTS PHOTOS REAL_IMAGES REAL_MASKS [REAL_DEPTH]
+        [--choices pairs,sizes] [--seeds 0,1] [--steps 400] [--real-train] [--out FILE] [--json]
+
+Each of CHOICES is a recipe. The small network of examples/train_streaming.py is trained on records
+that are made as they are needed, and nothing of them is stored; then it marks the object in real
+photographs that nothing was trained on. A picture of REAL_IMAGES has its mask in REAL_MASKS under
+the same stem, white (above 127) where the object is. With REAL_DEPTH, 16-bit PNGs in mm with 0 =
+unknown, the network learns composed depth as well, and its error on the photographs is measured.
+
+The network sees a square, so photographs, masks and depth are resized to it as a whole: nothing of
+an object is cut off, and a wide picture is squeezed. A picture's IoU is the intersection over union
+of what is marked and what is masked; a figure is the mean over all pictures. No figure of a single
+picture is kept, for nothing should be tuned to one.
+
+Rows to compare with: everything marked; a network that was never trained; and with --real-train one
+trained on a random half of the photographs and measured on the other half, which is a ceiling.
+
+The same seed gives the same figures on the same processor. Every run is written to --out when it
+ends, and one that is there is not made again: delete the file after changes to the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from builder.batches import RecordReader
+from builder.depth.densedepth.metrics import DepthMetrics
+from builder.files import sha256_file, write_text
+from builder.finetune import learning_rate
+from builder.recipe import NO_DEPTH_MODEL, Recipe
+from examples.train_streaming import Batch, Network, advance, augment, begin, endless, overlaps
+from fgbg_dataset import FgbgDataset, FgbgError
+
+# Fields of the recipe by name of the choice, beside those of `recipe_of`.
+CHOICES: dict[str, dict[str, Any]] = {
+    "pairs": {"foreground_size": 100 / 224},
+    "sizes": {"foreground_size": "0.2-1.1"},
+    "objects": {
+        "layout": "scenes",
+        "placement": "uniform",
+        "objects": "1-3",
+        "foreground_size": "0.2-1.1",
+        "truncation": 0.4,
+    },
+    "ground": {"foreground_size": "0.2-1.1", "placement": "ground", "truncation": 0.25},
+    "scenes": {"layout": "scenes"},
+}
+EVERYTHING, NOTHING = "everything marked", "nothing trained"
+SETTINGS = ("steps", "batch_size", "size", "learning_rate", "depth_model")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+MEASURED = 25  # pictures at a time
+
+# ------------------------------------------------------------------------------- real photographs
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Real pictures (N, S, S, 3) uint8, where the object is (N, S, S), and how far all is."""
+
+    pixels: np.ndarray
+    mask: np.ndarray
+    depth_m: np.ndarray | None
+
+    def part(self, which: np.ndarray) -> Photographs:
+        depth_m = None if self.depth_m is None else self.depth_m[which]
+        return Photographs(self.pixels[which], self.mask[which], depth_m)
+
+    def batch(self, mean: np.ndarray, std: np.ndarray) -> Batch:
+        pixels = ((self.pixels / 255 - mean) / std).astype(np.float32)
+        arrays = {
+            "pixel_values": pixels.transpose(0, 3, 1, 2),
+            "mask": self.mask[:, None].astype(np.float32),
+        }
+        if self.depth_m is not None:
+            arrays["depth_m"] = self.depth_m[:, None]
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def stems(folder: Path) -> dict[str, Path]:
+    """Return the pictures of a folder by their names without suffix, in order."""
+    if not folder.is_dir():
+        raise FgbgError(f"{folder} is not a folder; give a folder of pictures.")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FgbgError(f"{folder} holds no picture; give a folder of pictures.")
+    found = {path.stem: path for path in paths}
+    if len(found) < len(paths):
+        twice = next(path for path in paths if found[path.stem] != path)
+        raise FgbgError(f"{folder} holds two pictures {twice.stem}; keep one of them.")
+    return found
+
+
+def opened(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise FgbgError(f"{path} cannot be read ({error}); repair or remove it.") from None
+
+
+def photographs(images: Path, masks: Path, depth: Path | None, size: int) -> Photographs:
+    """Read real pictures as squares."""
+    pixels, marked, depths_m = [], [], []
+    of_mask, of_depth = stems(masks), stems(depth) if depth else {}
+    for stem, path in stems(images).items():
+        for folder, found in ((masks, of_mask), *([(depth, of_depth)] if depth else [])):
+            if stem not in found:
+                raise FgbgError(f"{path} has no picture {stem} in {folder}; add it.")
+        image, mask = opened(path).convert("RGB"), opened(of_mask[stem]).convert("L")
+        if image.size != mask.size:
+            raise FgbgError(
+                f"{of_mask[stem]} is {mask.width} x {mask.height} px and its photograph "
+                f"{image.width} x {image.height}; make them equal."
+            )
+        square = (size, size)
+        pixels.append(np.asarray(image.resize(square, Image.Resampling.BICUBIC)))
+        white = Image.fromarray(np.where(np.asarray(mask) > 127, np.uint8(255), np.uint8(0)))
+        marked.append(np.asarray(white.resize(square, Image.Resampling.BILINEAR)) > 127)
+        if not marked[-1].any():
+            raise FgbgError(f"{of_mask[stem]} marks nothing (white above 127); remove the pair.")
+        if depth:
+            map_mm = opened(of_depth[stem])
+            if not map_mm.mode.startswith("I"):
+                raise FgbgError(f"{of_depth[stem]} is not a 16-bit grey PNG in mm; convert it.")
+            near_mm = np.asarray(map_mm.resize(square, Image.Resampling.NEAREST), np.float32)
+            depths_m.append(np.where(near_mm > 0, near_mm / 1000, np.float32(np.nan)))
+    return Photographs(np.stack(pixels), np.stack(marked), np.stack(depths_m) if depths_m else None)
+
+
+# --------------------------------------------------------------------------- training, measuring
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a network is trained on: batches without end, normalised by their mean and std."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    batches: Iterator[Batch]
+
+
+def recipe_of(
+    fields: dict[str, Any], size: int, seed: int, depth_model: str, with_depth: bool
+) -> Recipe:
+    """Return the recipe of a choice; it has a depth model only where that decides something."""
+    chosen = {"holdout": 0.0, **fields, "size": size, "seed": seed}
+    if with_depth:
+        chosen["depth_source"] = "composed"  # arrays made on the fly have no other
+    elif Recipe.from_dict(chosen).placement != "ground":
+        depth_model = NO_DEPTH_MODEL
+    return Recipe.from_dict({**chosen, "depth_model": depth_model})
+
+
+def composed(folders: Sequence[Path], recipe: Recipe, batch_size: int, with_depth: bool) -> Course:
+    """Return records of a recipe, made as they are needed."""
+    builder = FgbgDataset(*folders, recipe=recipe)
+    reader: RecordReader = builder.reader()
+    if with_depth and (not reader.pinned.depth or reader.pinned.depth.unit != "mm"):
+        raise FgbgError(f"{recipe.depth_model} does not estimate metres; name one that does.")
+
+    def batches() -> Iterator[Batch]:
+        for rows, _, _ in endless(builder.as_array_stream("train"), batch_size, 0, None):
+            batch = reader.collate(rows)
+            if not with_depth:
+                batch.pop("depth_m", None)
+            yield batch
+
+    return Course(reader.mean, reader.std, batches())
+
+
+def drawn(of: Photographs, batch_size: int, seed: int) -> Course:
+    """Return batches of real pictures drawn at random."""
+    mean, std = ((of.pixels / 255).mean((0, 1, 2)), (of.pixels / 255).std((0, 1, 2)))
+    rng = np.random.default_rng([seed, 1])
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            yield of.part(rng.integers(len(of.mask), size=batch_size)).batch(mean, std)
+
+    return Course(mean, std, batches())
+
+
+def trained(course: Course, steps: int, rate: float, seed: int) -> Network:
+    network, optimizer = begin(seed, rate)
+    network.train()
+    for step in range(steps):
+        batch = augment(next(course.batches), np.random.default_rng([seed, step]))
+        advance(network, optimizer, batch, learning_rate(step, steps, rate, warmup=steps // 10))
+    return network
+
+
+@torch.no_grad()
+def measure(
+    network: Network, of: Photographs, mean: np.ndarray, std: np.ndarray
+) -> dict[str, float]:
+    """Return the mean IoU, and abs-rel of depth as it is and scaled to each picture's median."""
+    network.train(mode=False)
+    found, estimate_m = [], []
+    for start in range(0, len(of.mask), MEASURED):
+        part = of.part(np.arange(start, min(start + MEASURED, len(of.mask))))
+        logits, log_depth = network(part.batch(mean, std)["pixel_values"])
+        found.append((logits[:, 0] > 0).numpy())
+        estimate_m.append(log_depth[:, 0].exp().numpy())
+    return figures(of, np.concatenate(found), np.concatenate(estimate_m))
+
+
+def figures(of: Photographs, found: np.ndarray, estimate_m: np.ndarray) -> dict[str, float]:
+    result = {"iou": float(overlaps({"mask": of.mask, "found": found}).mean())}
+    if of.depth_m is not None:
+        for name, scaled in (("abs_rel", False), ("abs_rel_scaled", True)):
+            metrics = DepthMetrics(1e-3, math.inf, median_scaling=scaled)
+            for pair in zip(estimate_m, of.depth_m, strict=True):
+                metrics.add(*pair)
+            result[name] = metrics.compute()["abs_rel"]
+    return result
+
+
+def marked(real: Photographs) -> dict[str, float]:
+    """Return the figures of marking everything, at the median of all measured depth."""
+    middle_m = 1.0 if real.depth_m is None else float(np.nanmedian(real.depth_m))
+    everywhere = np.ones_like(real.mask)
+    return figures(real, everywhere, np.where(everywhere, np.float32(middle_m), np.float32(0)))
+
+
+def run(
+    name: str, fields: dict[str, Any], seed: int, real: Photographs, args: argparse.Namespace
+) -> dict[str, float]:
+    """Train on one choice with one seed, and measure."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    measured, with_depth = real, real.depth_m is not None
+    if name == NOTHING:
+        mean, std = np.full(3, 0.5), np.full(3, 0.25)
+        network = begin(seed, args.learning_rate)[0]
+    else:
+        if "recipe" not in fields:
+            order = np.random.default_rng([seed, 2]).permutation(len(real.mask))
+            half = len(order) // 2
+            course = drawn(real.part(order[:half]), args.batch_size, seed)
+            measured = real.part(order[half:])
+        else:
+            recipe = recipe_of(fields["recipe"], args.size, seed, args.depth_model, with_depth)
+            folders = (args.foregrounds, args.backgrounds)
+            course = composed(folders, recipe, args.batch_size, with_depth)
+        mean, std = course.mean, course.std
+        network = trained(course, args.steps, args.learning_rate, seed)
+    result = measure(network, measured, mean, std)
+    result["cpu_s"] = round(time.process_time() - cpu, 1)
+    return {**result, "wall_s": round(time.perf_counter() - wall, 1)}
+
+
+# ---------------------------------------------------------------------------------------- results
+
+
+def digest(folder: Path) -> str:
+    """Return what tells one folder of files from another."""
+    if not folder.is_dir():
+        raise FgbgError(f"{folder} is not a folder; give a folder of pictures.")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256_file(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def results_in(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the results that are there already."""
+    if not path.exists():
+        return {"settings": settings, "runs": {}}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        held = results["settings"]
+        results["runs"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise FgbgError(f"{path} is not a file of results; choose another --out.") from None
+    if other := [name for name in settings if held.get(name) != settings[name]]:
+        raise FgbgError(
+            f"{path} was measured with another {', '.join(other)}; choose another --out."
+        )
+    return results
+
+
+def table(results: dict[str, Any], rows: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
+    with_depth = "abs_rel" in results["reference"]
+    columns = [f"IoU, seed {seed}" for seed in seeds] + ["mean", "spread"]
+    if with_depth:
+        columns += ["abs-rel", "abs-rel, scaled"]
+    yield f"| choice | {' | '.join(columns)} | CPU s a run |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for name in (EVERYTHING, *rows):
+        if name == EVERYTHING:
+            runs, times = [results["reference"]], ""
+        else:
+            runs = [results["runs"][name]["seeds"][str(seed)] for seed in seeds]
+            times = f"{np.mean([one['cpu_s'] for one in runs]):.0f}"
+        ious = [one["iou"] for one in runs]
+        cells = [f"{iou:.3f}" for iou in (ious if name != EVERYTHING else ious * len(seeds))]
+        cells += [f"{np.mean(ious):.3f}", f"{max(ious) - min(ious):.3f}"]
+        if with_depth:
+            errors = [(one["abs_rel"], one["abs_rel_scaled"]) for one in runs]
+            cells += [f"{error:.3f}" for error in np.mean(errors, axis=0)]
+        yield f"| {name} | {' | '.join(cells)} | {times} |"
+
+
+# ---------------------------------------------------------------------------------------- command
+
+
+def report(line: str) -> None:
+    """Print progress to standard error; standard output is for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("foregrounds", type=Path, help="folder of cut-outs")
+    add("backgrounds", type=Path, help="folder of backgrounds")
+    add("images", type=Path, help="folder of real photographs")
+    add("masks", type=Path, help="folder of their masks")
+    add("depth", type=Path, nargs="?", help="folder of their depth")
+    add("--choices", help=f"rows to measure: {', '.join(CHOICES)} (all)")
+    add("--seeds", default="0,1", help="(%(default)s)")
+    add("--steps", type=int, default=400, help="(%(default)s)")
+    add("--batch-size", type=int, default=16, help="(%(default)s)")
+    add("--size", type=int, default=128, help="px a side of records (%(default)s)")
+    add("--learning-rate", type=float, default=4e-3, help="(%(default)s)")
+    add("--depth-model", default="demo", help="for grounds and depth (%(default)s)")
+    add("--real-train", action="store_true", help="train on half of the real pictures as well")
+    add("--out", type=Path, default=Path("out/realism.json"), help="results (%(default)s)")
+    add("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_args(words)
+    args.choices = args.choices.split(",") if args.choices is not None else list(CHOICES)
+    if unknown := [name for name in args.choices if name not in CHOICES]:
+        parser.error(f"there is no choice {unknown[0]!r}; there are {', '.join(CHOICES)}")
+    try:
+        args.seeds = [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        parser.error(f"--seeds is {args.seeds!r}; give whole numbers such as 0,1")
+    if min(args.seeds) < 0:
+        parser.error(f"--seeds has {min(args.seeds)}; give numbers from 0")
+    for name in ("steps", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; give 1 or more")
+    return args
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Train and measure what is not measured yet; print the table."""
+    args = arguments(words)
+    torch.set_num_threads(1)
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    for name in ("foregrounds", "backgrounds", "images", "masks", "depth"):
+        settings[name] = digest(folder) if (folder := getattr(args, name)) else None
+    results = results_in(args.out, settings)
+    real = photographs(args.images, args.masks, args.depth, args.size)
+    if args.real_train and len(real.mask) < 2:
+        raise FgbgError(f"{args.images} holds one picture; --real-train needs two or more.")
+    results["reference"] = marked(real)
+    rows: dict[str, dict[str, Any]] = {NOTHING: {}}
+    rows |= {name: {"recipe": CHOICES[name]} for name in args.choices}
+    if args.real_train:
+        rows[f"{len(real.mask) // 2} real pictures"] = {}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for name, fields in rows.items():
+            held = results["runs"].get(name, {"seeds": {}})
+            if {k: v for k, v in held.items() if k != "seeds"} != fields:
+                held = {**fields, "seeds": {}}  # the choice was another one then
+            if str(seed) not in held["seeds"]:
+                held["seeds"][str(seed)] = one = run(name, fields, seed, real, args)
+                results["runs"][name] = held
+                write_text(args.out, json.dumps(results, indent=1) + "\n")
+                report(f"{name}, seed {seed}: " + "  ".join(f"{k} {v:.3f}" for k, v in one.items()))
+    if args.json:
+        shown = {name: results["runs"][name] for name in rows}
+        print(json.dumps({**results, "runs": shown}))
+    else:
+        print("\n".join(table(results, list(rows), args.seeds)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except FgbgError as error:
+        report(f"Error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        report("Interrupted. The same command goes on with the runs that are missing.")
+        sys.exit(130)
