@@ -126,12 +126,9 @@ FOREGROUND_COLUMNS = (
     Column("stance", "string", "", "", "ground: it stands; free: it may be anywhere"),
     Column("cut_at", "string", "", "", "edge at which its own photograph cut it off"),
 )
-LEVELS_COLUMN = Column(
-    "levels",
-    "Images",
-    "(h, w, 4) uint8",
-    "sRGB",
-    "smaller sizes, then turned ones",
+LADDER_COLUMNS = (
+    Column("prepared_sha256", "string", "", "hex", "hash of the pixels of all sizes"),
+    Column("levels", "Images", "(h, w, 4) uint8", "sRGB", "smaller sizes, then turned ones"),
 )
 BACKDROP_COLUMNS = (
     Column("prepared_sha256", "string", "", "hex", "hash of depth and ground"),
@@ -191,7 +188,7 @@ def source_columns(
     """
     columns: tuple[Column, ...] = SOURCE_COLUMNS
     if kind == "foreground":
-        columns += (*FOREGROUND_COLUMNS, *((LEVELS_COLUMN,) if recipe.has_ladder else ()))
+        columns += (*FOREGROUND_COLUMNS, *(LADDER_COLUMNS if recipe.has_ladder else ()))
     elif recipe.needs_background_depth:
         columns += BACKDROP_COLUMNS
     if names is None:

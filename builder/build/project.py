@@ -181,11 +181,11 @@ def _earlier_first(
 
 
 def _as_it_was(source: Source, held: Source | None) -> Source:
-    """Return a source of an earlier set with the depth and the ground that it has there."""
-    if held is None or held.backdrop is None:
+    """Return a source of an earlier set with the sizes, the depth and the ground it has there."""
+    if held is None or held.entry.prepared_sha256 == source.entry.prepared_sha256:
         return source
     entry = replace(source.entry, prepared_sha256=held.entry.prepared_sha256)
-    return replace(source, entry=entry, backdrop=held.backdrop)
+    return replace(held, entry=entry)
 
 
 def _new(found: Iterable[Source], old: Sequence[Source]) -> list[Source]:

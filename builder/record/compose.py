@@ -70,6 +70,8 @@ class Hides:
         if one.depth == 0:
             return cutout
         behind, mask = _parts(self.depth, cutout.mask, one)
+        if not mask.any():
+            return cutout
         height, width = behind.shape
         box = max(0, one.left_px), max(0, one.top_px), width, height
         stands = tilt if one.stance == "ground" else None

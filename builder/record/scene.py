@@ -9,7 +9,7 @@ that each foreground was prepared at.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -190,7 +190,7 @@ def place_objects(
 
     Returns:
         The objects in the order they were drawn; one that fits nowhere stands where it breaks the
-        rules least, see `visible`.
+        rules least. Some of the first one lies in the frame, so that no record is without objects.
     """
     draw = _Words(words)
     low, high = rules.objects
@@ -203,18 +203,20 @@ def place_objects(
         foreground, flipped = group[draw.below(len(group))], rules.flip and draw.below(2) == 1
         if number == 0 and first is not None:
             foreground, flipped = first
-        stands = ground if sources.stance(foreground) == "ground" else None
+        # Cut off above, its foot lies where its height ends, which is hardly ever on the ground.
+        stands = sources.stance(foreground) == "ground" and sources.cut_at(foreground) != "top"
         best: _Fit | None = None
         for attempt in range(_TRIES):
             draw.jump(WORDS_AHEAD + number * _WORDS_AN_OBJECT + 4 + attempt * _WORDS_A_TRY)
-            one = _try(rules, sources, background, stands, foreground, flipped, draw)
+            table = ground if stands else None
+            one = _try(rules, sources, background, table, foreground, flipped, draw)
             fit = _Fit(one, _fault(rules, sources, placed, one))
             if best is None or fit.fault < best.fault:
                 best = fit
             if not best.fault:
                 break
         assert best is not None
-        placed.append(best.placed)
+        placed.append(best.placed if placed else _moved_in(rules, sources, background, best.placed))
     return placed
 
 
@@ -234,10 +236,13 @@ def _try(
         draw.below(1)
     sides = sources.sides(foreground)
     turned = draw.below(rules.n_turns) * len(sides)
+    cut_at = sources.cut_at(foreground)
+    if cut_at:
+        turned = 0  # or the cut would not lie along the edge
     if ground is not None:
         band = ground.bins[draw.below(len(ground.bins))]
         y, x = divmod(int(band[draw.below(len(band))]), ground.size)
-        rho = ground.rho(x, y)
+        rho = ground.rho(x, rules.size - 1 if cut_at == "bottom" else y)
         if height_mm := sources.height_mm(foreground):
             # Pinhole: height in px = true height * focal length / distance.
             high, longest = sources.form(foreground, flipped, 0).mask.shape[0], sides[0]
@@ -247,11 +252,9 @@ def _try(
         level = nearest_level(sides, wanted) + turned
         form = sources.form(foreground, flipped, level)
         left, top = x - form.foot_x, y + 1 - form.mask.shape[0]
-        left, top = _against_edge(sources.cut_at(foreground), flipped, form, rules.size, left, top)
-        foot_y = min(top + form.mask.shape[0], rules.size) - 1
-        foot = min(max(left + form.foot_x, 0), rules.size - 1), foot_y
-        depth = sources.standing(background, foot, form.mask.shape[1])
-        return Placed(foreground, flipped, level, left, top, foot, "ground", *depth)
+        left, top = _against_edge(cut_at, flipped, form, rules.size, left, top)
+        one = Placed(foreground, flipped, level, left, top, (x, y), "ground", 0, 0)
+        return _settled(rules, sources, background, one)
     step = nearest_level(sides, wanted)
     while max(sources.form(foreground, flipped, step + turned).mask.shape) > rules.size:
         if step + 1 == len(sides):
@@ -263,10 +266,35 @@ def _try(
     over_x, over_y = (n * rules.truncation // 1000 for n in (width, height))
     left = draw.below(max(1, rules.size - width + 1 + 2 * over_x)) - over_x
     top = draw.below(max(1, rules.size - height + 1 + 2 * over_y)) - over_y
-    left, top = _against_edge(sources.cut_at(foreground), flipped, form, rules.size, left, top)
-    foot = (left + form.foot_x, top + height - 1)
-    depth = sources.floating(background, form, left, top)
-    return Placed(foreground, flipped, level, left, top, foot, "free", *depth)
+    left, top = _against_edge(cut_at, flipped, form, rules.size, left, top)
+    one = Placed(foreground, flipped, level, left, top, (left, top), "free", 0, 0)
+    return _settled(rules, sources, background, one)
+
+
+def _settled(rules: Rules, sources: Sources, background: int, one: Placed) -> Placed:
+    """Return an object with the foot and the depth that it has where it lies."""
+    form = sources.form(one.foreground, one.flipped, one.level)
+    height, width = form.mask.shape
+    x, y = one.left_px + form.foot_x, one.top_px + height - 1
+    if one.stance == "ground":
+        x, y = min(max(x, 0), rules.size - 1), min(y, rules.size - 1)
+        depth, nearness = sources.standing(background, (x, y), width)
+    else:
+        depth, nearness = sources.floating(background, form, one.left_px, one.top_px)
+    return replace(one, foot=(x, y), depth=depth, nearness=nearness)
+
+
+def _moved_in(rules: Rules, sources: Sources, background: int, one: Placed) -> Placed:
+    """Return an object none of which is in the frame moved until its nearest pixel is."""
+    mask = sources.form(one.foreground, one.flipped, one.level).mask
+    if inside_frame(mask, one.left_px, one.top_px, rules.size).any():
+        return one
+    rows, columns = np.nonzero(mask)
+    x, y = one.left_px + columns, one.top_px + rows
+    by_x, by_y = (np.clip(at, 0, rules.size - 1) - at for at in (x, y))
+    nearest = np.argmin(abs(by_x) + abs(by_y))
+    left, top = one.left_px + int(by_x[nearest]), one.top_px + int(by_y[nearest])
+    return _settled(rules, sources, background, replace(one, left_px=left, top_px=top))
 
 
 def _against_edge(

@@ -21,7 +21,7 @@ from builder.record import (
     encode_mask,
 )
 from builder.schema import IMAGE_COLUMNS, MASK_ON
-from builder.untrusted import Unreadable, shown
+from builder.untrusted import Unreadable, refusing, shown
 
 Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.uint16]
@@ -87,15 +87,14 @@ class RecordCheck:
                 faults.append((wrong.check, str(wrong)))
         if statistics is not None and not faults:
             sizes = {column: len(content or b"") for column, content in data.items()}
-            statistics.add(
-                decoded["fg_bg"],
-                decoded["mask"],
-                decoded.get("depth"),
-                row["bbox"],
-                sizes,
-                row.get("objects"),
-                again.scene.left_out if again and again.scene else 0,
-            )
+            left_out = again.scene.left_out if again and again.scene else 0
+            one = (decoded["fg_bg"], decoded["mask"], decoded.get("depth"), row["bbox"], sizes)
+            try:
+                # Composed again or not: nobody has compared the objects of one that is not.
+                with refusing("holds figures that cannot be counted"):
+                    statistics.add(*one, row.get("objects"), left_out)
+            except Unreadable as reason:
+                faults.append(("objects", str(reason)))
         return faults
 
     def _composite(self, data: object, again: Record | None, decode: bool) -> Image.Image | None:

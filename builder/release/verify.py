@@ -416,17 +416,27 @@ class _Verification:
             opened = open_picture(png, (width, height), ("PNG",), (mode,))
             if foreground and np.asarray(opened)[..., 3].max() < ALPHA_IN_MASK:
                 raise Unreadable("has no pixel that is at least half opaque")
-            more = self._levels_and_backdrop(entry, row)
+            more = self._levels_and_backdrop(recipe, entry, row)
         except Unreadable as reason:
             self._problem("sources", where, f"its image {reason}")
             return None
         return replace(more, png=png) if row["id"] == entry.id else None
 
-    def _levels_and_backdrop(self, entry: SourceEntry, row: dict[str, Any]) -> Source:
+    def _levels_and_backdrop(
+        self, recipe: Recipe, entry: SourceEntry, row: dict[str, Any]
+    ) -> Source:
         with refusing("has smaller sizes, depth or ground that cannot be read"):
             source = prepared_source(row, entry)
         for level in source.levels:
-            open_picture(level, None, ("PNG",), ("RGBA",))
+            alpha = np.asarray(open_picture(level, None, ("PNG",), ("RGBA",)))[..., 3]
+            if alpha.max() < ALPHA_IN_MASK:
+                raise Unreadable("has a size without a pixel that is at least half opaque")
+        if "levels" not in row:
+            return source
+        if (1 + len(source.levels)) % len(recipe.turns_deg):
+            raise Unreadable("has not as many sizes at one angle as at another")
+        if source.sizes_sha256 != entry.prepared_sha256:
+            raise Unreadable("has sizes that are not the recipe's")
         return source
 
     # -- shards

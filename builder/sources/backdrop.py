@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from builder.pictures import open_picture
@@ -17,7 +18,7 @@ from builder.sources.ground import Depth, Mask, NoGround, fit_ground, inverse_de
 DepthBy = Literal["", "estimated", "measured"]
 
 N_EDGES = 7  # between eight bands of equal logarithmic distance
-_MAX_PLANE = 2**53  # of a number of a plane that somebody else may have written
+_MAX_PLANE = 2**48  # of a number of a plane of any hand: rho of every pixel fits in 64 bits
 
 
 class Given(NamedTuple):
@@ -61,14 +62,13 @@ class Backdrop:
             rho = inverse_depth(depth, far, inverse=inverse)
             if region is not None:
                 rho = np.where(region, rho, np.nan)
-            ground = fit_ground(rho, relative=inverse)
+            ground = fit_ground(rho, relative=inverse, painted=region is not None)
         except NoGround as reason:
             return cls(depth, depth_by, why_free=str(reason))
         stands = ground.region if region is None else region
-        a, b, c = ground.plane
         size = depth.shape[0]
         pixels = np.flatnonzero(stands)
-        values = a * (2 * (pixels % size) + 1) + b * (2 * (pixels // size) + 1) + 2 * c
+        values = _rho(ground.plane, pixels, size)
         stands = stands.copy()
         stands.ravel()[pixels[values <= 0]] = False  # above the horizon nothing can stand
         values = values[values > 0]
@@ -120,6 +120,8 @@ class Backdrop:
             raise ValueError("its ground is not three and seven whole numbers")
         if region is not None and not (region.any() and list(edges) == sorted(edges)):
             raise ValueError("its ground has no pixel, or its edges do not rise")
+        if region is not None and _rho(plane, np.flatnonzero(region), size).min() <= 0:
+            raise ValueError("some of its ground lies above its horizon")
         return cls(
             depth,
             row["depth_by"],
@@ -142,6 +144,12 @@ class Backdrop:
         figures = [round(100 * n) for n in (100 * self.support, self.horizon_px, self.roll_deg)]
         digest.update(repr((self.depth_by, figures, self.why_free)).encode())
         return digest.hexdigest()
+
+
+def _rho(plane: tuple[int, ...], pixels: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
+    """Return twice the inverse depth of a plane at the centres of pixels, given as flat indexes."""
+    a, b, c = plane
+    return a * (2 * (pixels % size) + 1) + b * (2 * (pixels // size) + 1) + 2 * c
 
 
 def _png(image: Image.Image) -> bytes:

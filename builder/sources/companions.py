@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
+from builder.recipe import Recipe
 from builder.sources.decode import check_extent, opened
 from builder.sources.samples import BadImageError
 
@@ -32,12 +33,12 @@ def companion_of(name: str) -> tuple[str, Companion] | None:
     return None
 
 
-def read_depth(path: Path, shape: tuple[int, int], size: int) -> npt.NDArray[np.uint16]:
-    """Read measured depth, cropped and scaled as its picture is.
+def read_depth(path: Path, shape: tuple[int, int], recipe: Recipe) -> npt.NDArray[np.uint16]:
+    """Read measured depth, cropped or stretched as its picture is.
 
     Args:
         shape: width and height of the picture.
-        size: side of a record.
+        recipe: says the size and the fit.
 
     Returns:
         (size, size) uint16 in mm, 0 = unknown; pixels are chosen, never averaged.
@@ -51,13 +52,13 @@ def read_depth(path: Path, shape: tuple[int, int], size: int) -> npt.NDArray[np.
             raise BadImageError(
                 f"is of mode {image.mode}; measured depth is 16-bit grey PNG in mm, 0 = unknown"
             )
-        values = np.asarray(_fitted(image, shape, size))
+        values = np.asarray(_fitted(image, shape, recipe))
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max or not values.any():
         raise BadImageError("holds no depth in mm: every pixel is 0, or some are out of 16 bits")
     return values.astype(np.uint16)
 
 
-def read_ground(path: Path, shape: tuple[int, int], size: int) -> npt.NDArray[np.bool_]:
+def read_ground(path: Path, shape: tuple[int, int], recipe: Recipe) -> npt.NDArray[np.bool_]:
     """Read where feet may stand, (size, size) bool; arguments as for `read_depth`.
 
     Raises:
@@ -65,17 +66,20 @@ def read_ground(path: Path, shape: tuple[int, int], size: int) -> npt.NDArray[np
     """
     with opened(path, ("PNG",)) as (image, _, size_bytes):
         check_extent(image, size_bytes, alone=True)
-        ground: npt.NDArray[np.bool_] = np.asarray(_fitted(image.convert("L"), shape, size)) > 0
+        ground: npt.NDArray[np.bool_] = np.asarray(_fitted(image.convert("L"), shape, recipe)) > 0
     if not ground.any():
         raise BadImageError("has no pixel that is ground; paint where objects may stand white")
     return ground
 
 
-def _fitted(image: Image.Image, shape: tuple[int, int], size: int) -> Image.Image:
+def _fitted(image: Image.Image, shape: tuple[int, int], recipe: Recipe) -> Image.Image:
     width, height = shape
     if abs(image.width * height / (image.height * width) - 1) > _SHAPE_SHARE:
         raise BadImageError(
             f"is {image.width}x{image.height} px, and its picture {width}x{height} px; both must "
             "have the same shape"
         )
-    return ImageOps.fit(image, (size, size), Resampling.NEAREST)
+    size = (recipe.size, recipe.size)
+    if recipe.background_fit == "stretch":
+        return image.resize(size, Resampling.NEAREST)
+    return ImageOps.fit(image, size, Resampling.NEAREST)

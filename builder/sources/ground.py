@@ -77,12 +77,13 @@ def inverse_depth(depth: Depth, far: int, *, inverse: bool) -> Floats:
         return np.where((depth > 0) & (depth < far), 1000.0 / values, np.nan)
 
 
-def fit_ground(rho: Floats, *, relative: bool = False) -> Ground:
+def fit_ground(rho: Floats, *, relative: bool = False, painted: bool = False) -> Ground:
     """Fit the ground of a map of inverse depth.
 
     Args:
         rho: (H, W), square; see `inverse_depth`.
         relative: whether the values have no unit, so that tolerances are shares of their range.
+        painted: whether a person says that what is known is ground, however small it is.
 
     Raises:
         NoGround: no plane explains enough of the picture; says why.
@@ -90,7 +91,8 @@ def fit_ground(rho: Floats, *, relative: bool = False) -> Ground:
     size = rho.shape[0]
     u, v, small = _shrunk(rho)
     known = np.isfinite(small)
-    if known.mean() < 2 * _LEAST:
+    n_all = int(known.sum()) if painted else small.size  # of which a ground has a least share
+    if known.sum() < 2 * _LEAST * n_all or not known.any():
         raise NoGround("hardly any depth is known")
     points = np.stack([u[known], v[known], np.ones(known.sum())])
     values = small[known]
@@ -105,14 +107,13 @@ def fit_ground(rho: Floats, *, relative: bool = False) -> Ground:
         n_inliers, n_farther = cells.counts(plane, tau)
         if n_inliers >= _ENOUGH * small.size:
             break
-    if n_inliers < _LEAST * small.size:
-        raise NoGround(
-            f"the best plane explains {100 * n_inliers / small.size:.0f} % of the picture"
-        )
+    if n_inliers < _LEAST * n_all:
+        what = "what is painted" if painted else "the picture"
+        raise NoGround(f"the best plane explains {100 * n_inliers / n_all:.0f} % of {what}")
     if n_farther >= _MOST_FARTHER * n_inliers:
         raise NoGround("the best plane is not the lowest surface: much is seen beyond it")
     region = _region(rho, plane, distance, tau)
-    if not region.any():
+    if not region.any() and not painted:
         raise NoGround("nothing of the ground is wide enough to stand on")
     bits = _RELATIVE_FRACTION_BITS if relative else _FRACTION_BITS
     a, b, c = (round(float(value) * 2**bits) for value in plane)

@@ -7,6 +7,7 @@ composed again without the original files.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +78,15 @@ class Source:
         """Return the prepared image, (h, w, 3 or 4) uint8, or a smaller size of it."""
         png = self.levels[level - 1] if level else self.png
         return np.asarray(open_picture(png, None, ("PNG",)))
+
+    @property
+    def sizes_sha256(self) -> str:
+        """Sha256 (hex) over the pixels of a foreground at all of its sizes and angles."""
+        digest = hashlib.sha256()
+        for level in range(len(self.levels) + 1):
+            pixels = self.pixels(level)
+            digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -317,7 +328,10 @@ class _Maker:
             source_height=source_height,
             intake=decoded.intake,
         )
-        return Source(entry, _png(prepared), levels, given)
+        made = Source(entry, _png(prepared), levels, given)
+        if self._kind == "foreground" and self._recipe.has_ladder:
+            entry = replace(entry, prepared_sha256=made.sizes_sha256)
+        return replace(made, entry=entry)
 
     @staticmethod
     def _refuse_orphan(name: str) -> None:
@@ -332,18 +346,17 @@ class _Maker:
         """Read what lies beside a background, if the set has a use for it."""
         if not self._recipe.needs_background_depth:
             return Given()
-        for path in beside.values():
+        given: dict[str, Any] = {}
+        for what, path in beside.items():
+            name = printable(path.name)
             if reason := unread(path, self._root):
-                raise BadImageError(f"cannot be used: {printable(path.name)} {reason}")
-        try:
-            size, depth, ground = self._recipe.size, beside.get("depth"), beside.get("ground")
-            return Given(
-                read_depth(depth, shape, size) if depth else None,
-                read_ground(ground, shape, size) if ground else None,
-            )
-        except BadImageError as error:
-            names = " and ".join(printable(path.name) for path in beside.values())
-            raise BadImageError(f"has {names} beside it, which {error}") from None
+                raise BadImageError(f"cannot be used: {name} {reason}")
+            read = read_depth if what == "depth" else read_ground
+            try:
+                given[what] = read(path, shape, self._recipe)
+            except BadImageError as error:
+                raise BadImageError(f"has {name} beside it, which {error}") from None
+        return Given(**given)
 
 
 def _without_companions(
@@ -401,6 +414,8 @@ def _levels(
         steps = (_sized(turned, level_size(*size, step)) for step in range(N_LEVELS))
         turns.append([_png(step) for step in takewhile(_is_solid, steps)])
     n_steps = min(map(len, turns))
+    if not n_steps:
+        raise BadImageError("has no pixel that is at least half opaque when it is turned")
     return tuple(png for turn in turns for png in turn[:n_steps])[1:]
 
 

@@ -398,3 +398,69 @@ def test_a_record_without_objects_is_a_fault_and_no_traceback(built: Path, tmp_p
     write_table(path, "parquet", table.schema, rows)
     found = [p.where for p in verify(out, sample=None).problems if p.check == "objects"]
     assert found == [f"data/{path.name} record {row['record_id']}" for row in rows[:2]]
+
+
+def edited(built: Path, tmp_path: Path, *edits) -> Path:
+    """Return a copy of a set in which rows were edited, all else being stated to fit."""
+    out = Path(shutil.copytree(built, tmp_path / "floors"))
+    for folder, edit in edits:
+        path = min((out / folder).glob("*.parquet"))
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        edit(rows)
+        write_table(path, "parquet", table.schema, rows)
+    state_files(out)
+    return out
+
+
+def empty(level: dict[str, Any]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.new("RGBA", Image.open(io.BytesIO(level["bytes"])).size).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (lambda levels: levels[:-1], "sizes that are not the recipe's"),
+        (lambda levels: [*levels[:-2], *levels[:-3:-1]], "sizes that are not the recipe's"),
+        (lambda levels: [*levels[:-1], empty(levels[-1])], "without a pixel that is at least half"),
+    ],
+)
+def test_a_size_that_no_record_uses_is_held_to_the_recipe(
+    built: Path, tmp_path: Path, edit, what: str
+) -> None:
+    def smaller(rows: list[dict[str, Any]]) -> None:
+        rows[0]["levels"] = edit(rows[0]["levels"])
+
+    problems = verify(edited(built, tmp_path, ("foregrounds", smaller)), sample=1).problems
+    assert any(p.where == "foregrounds/a" and what in p.what for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("area", 10**9), ("category", 70_000), ("visible", float("nan")), ("truncated", None)],
+)
+def test_figures_that_cannot_be_counted_are_a_fault_where_nothing_is_composed_again(
+    built: Path, tmp_path: Path, field: str, value: object
+) -> None:
+    out = edited(
+        built,
+        tmp_path,
+        ("backgrounds", lambda rows: rows[0].update(image=None)),
+        ("data", lambda rows: rows[0]["objects"][field].__setitem__(0, value)),
+    )
+    problems = verify(out, sample=None).problems
+    assert any(p.check == "objects" and "cannot be counted" in p.what for p in problems)
+
+
+def test_a_plane_that_no_ground_has_is_a_fault_and_no_traceback(
+    built: Path, tmp_path: Path
+) -> None:
+    for plane in ([0, 0, 0], [2**60, 1, 1], [0, -1, 0]):
+        shutil.rmtree(tmp_path / "floors", ignore_errors=True)
+        out = edited(
+            built, tmp_path, ("backgrounds", lambda rows, p=plane: rows[0].update(ground_plane=p))
+        )
+        problems = verify(out, sample=1).problems
+        assert any(p.where == "backgrounds/floor0" and "its ground" in p.what for p in problems)

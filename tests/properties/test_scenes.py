@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from builder.ladder import N_LEVELS, ladder, level_size, nearest_level, power_of_two
 from builder.record.board import Tilt, board, depth_before, depth_under
-from builder.record.compose import compose
+from builder.record.compose import Hides, compose
 from builder.record.composition import cut_out
 from builder.record.scene import Form, GroundTable, Placed, Rules, n_words, place_objects
 from tests.strategies import foregrounds
@@ -216,8 +216,10 @@ class Stage:
     def height_mm(self, foreground: int) -> int:
         return 0
 
+    cuts: Mapping[int, str] = {}
+
     def cut_at(self, foreground: int) -> str:
-        return ""
+        return self.cuts.get(foreground, "")
 
     def sides(self, foreground: int) -> tuple[int, ...]:
         return ladder(self.size)
@@ -315,3 +317,51 @@ def test_what_does_not_stand_is_placed_anywhere_before_what_is_behind_it() -> No
                 max(0, one.left_px) : one.left_px + form.mask.shape[1],
             ]
             assert (behind > one.depth).mean() > 0.85
+
+
+def test_what_was_cut_off_lies_unturned_against_its_edge_and_stands_on_ground_alone() -> None:
+    stage = Stage()
+    stage.cuts = {0: "top", 1: "bottom", 2: "left"}
+    for one in (o for r in range(90) for o in placed_by(rules(n_turns=5), r, stage)):
+        assert one.level < N_LEVELS  # of the first angle
+        height, width = stage.form(one.foreground, one.flipped, one.level).mask.shape
+        if one.foreground == 0:
+            assert (one.top_px, one.stance) == (0, "free")
+            continue
+        assert one.stance == "ground"
+        if one.foreground == 1:  # as large as what stands so near
+            wanted = 60 * stage.table.rho(one.foot[0], stage.size - 1) / stage.table.middle
+            assert one.top_px + height == stage.size
+            side = ladder(stage.size)[one.level]
+            assert abs(math.log2(side / min(wanted, stage.size))) <= 1 / 8 + 0.02
+        else:
+            assert one.left_px == (stage.size - width if one.flipped else 0)
+            assert one.top_px + height - 1 == one.foot[1]
+
+
+@pytest.mark.parametrize("on_ground", [True, False])
+def test_some_of_the_first_object_is_always_seen(on_ground: bool) -> None:
+    """Of one whose solid pixels lie far from its foot, all tries may lie outside of the frame."""
+
+    class Gallows(Stage):
+        @cache  # noqa: B019
+        def form(self, foreground: int, flipped: bool, level: int) -> Form:
+            mask = np.zeros_like(super().form(foreground, flipped, level).mask)
+            mask[0, -1] = True
+            return Form(mask, 1, 0)
+
+    stage = Gallows()
+    chosen = rules(sides=(stage.size, stage.size), on_ground=on_ground, truncation=900)
+    for record in range(60):
+        first = placed_by(chosen, record, stage)[0]
+        width = stage.form(first.foreground, False, first.level).mask.shape[1]
+        assert 0 <= first.top_px < stage.size
+        assert 0 <= first.left_px + width - 1 < stage.size
+        assert first.depth > 0
+
+
+def test_a_background_hides_nothing_of_what_is_outside_of_the_frame() -> None:
+    cutout = cut_out(np.full((4, 4, 4), 255, np.uint8))
+    depth = np.full((SIZE, SIZE), 100, np.uint16)
+    one = Placed(0, False, 0, SIZE + 3, -9, (SIZE - 1, 0), "ground", 5000, -5000)
+    assert Hides(depth, None, inverse=False).cut(one, cutout, None) is cutout

@@ -125,3 +125,16 @@ def test_parts_are_those_of_a_flood_fill(height: int, width: int, seed: int) -> 
         assert {labels[at] for at in part} == {labels[start]}
         assert (labels == labels[start]).sum() == len(part)
     assert len(np.unique(labels[mask])) == n_parts
+
+
+def test_a_painted_ground_may_be_small() -> None:
+    depth, _ = room()
+    rho = inverse_depth(depth, FAR, inverse=False)
+    painted = np.zeros(depth.shape, bool)
+    painted[120:150, 60:90] = True  # 3.5 % of the picture
+    rho[~painted] = np.nan
+    with pytest.raises(NoGround, match="hardly any depth is known"):
+        fit_ground(rho)
+    assert fit_ground(rho, painted=True).horizon_px == pytest.approx(60, abs=1)
+    with pytest.raises(NoGround, match="hardly any depth is known"):
+        fit_ground(np.full_like(rho, np.nan), painted=True)

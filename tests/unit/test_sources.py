@@ -7,6 +7,7 @@ import os
 import struct
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -925,3 +926,55 @@ def test_the_bank_gives_the_prepared_pixels(sources: tuple[Path, Path]) -> None:
         assert max(bank.foreground(index).shape) == 100
     assert bank.background(2).shape == (224, 224, 3)
     assert bank.background(2) is bank.background(2)
+
+
+def test_what_lies_beside_a_background_is_stretched_with_it(tmp_path: Path) -> None:
+    wide = np.full((40, 80), 1000, np.uint16)
+    wide[:, :20] = 2000  # which a crop would take away
+    files = {"x.png": encoded(scene(1, 80, 40), "PNG")}
+    files["x.depth.png"] = encoded(Image.fromarray(wide), "PNG")
+    files["x.ground.png"] = encoded(Image.fromarray((wide > 1000) * np.uint8(255)), "PNG")
+    folder = folder_of(tmp_path / "bg", files)
+    for fit, left in (("stretch", 10), ("crop", 0)):
+        recipe = Recipe(
+            size=40, foreground_size=20, background_fit=fit, depth_source="composed",
+            depth_model="measured",
+        )  # fmt: skip
+        if fit == "crop":
+            (folder / "x.ground.png").unlink()
+        (source,) = prepare(folder, "background", recipe).sources
+        assert source.given.depth is not None
+        assert (source.given.depth[:, :left] == 2000).all()
+        assert (source.given.depth[:, left:] == 1000).all()
+        if source.given.ground is not None:
+            assert (source.given.ground == (source.given.depth == 2000)).all()
+
+
+def test_of_two_companions_the_bad_one_is_named(tmp_path: Path) -> None:
+    files = {"x.png": encoded(scene(1, 40, 40), "PNG")}
+    files["x.depth.png"] = encoded(Image.fromarray(np.full((40, 40), 9, np.uint16)), "PNG")
+    files["x.ground.png"] = encoded(Image.new("L", (40, 40)), "PNG")
+    recipe = Recipe(layout="scenes", size=32, depth_model="measured")
+    with pytest.raises(BadSourcesError) as caught:
+        prepare(folder_of(tmp_path / "bg", files), "background", recipe)
+    ((_, reason),) = caught.value.problems
+    assert reason.startswith("has x.ground.png beside it, which has no pixel that is ground")
+
+
+def test_a_cut_out_that_turning_leaves_nothing_of_is_refused(tmp_path: Path) -> None:
+    dots = np.zeros((70, 70, 4), np.uint8)
+    dots[::69, ::69] = (200, 200, 200, 128)
+    folder = folder_of(tmp_path / "fg", {"x.png": encoded(Image.fromarray(dots), "PNG")})
+    with pytest.raises(BadSourcesError, match="half opaque when it is turned"):
+        prepare(folder, "foreground", Recipe(layout="scenes", size=64, rotation=10.0))
+
+
+def test_all_sizes_of_a_foreground_are_hashed_with_the_set(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "fg", {"x.png": encoded(blob(1, 30, 40), "PNG")})
+    (source,) = prepare(folder, "foreground", Recipe(layout="scenes", size=64)).sources
+    assert source.entry.prepared_sha256 == source.sizes_sha256
+    fewer, swapped = source.levels[:-1], (*source.levels[:-2], *source.levels[:-3:-1])
+    for levels in (fewer, swapped):
+        assert replace(source, levels=levels).sizes_sha256 != source.sizes_sha256
+    (pair,) = prepare(folder, "foreground", Recipe(size=64, foreground_size=40)).sources
+    assert pair.entry.prepared_sha256 == ""  # as it was in 0.1.0
