@@ -35,7 +35,7 @@ from builder.errors import PublishError, RecipeMismatchError, summarized
 from builder.finetune import finetune_command
 from builder.layout import loads_by_path
 from builder.pinned import PinnedRecipe, load_recipe
-from builder.recipe import DEMO_DEPTH_MODEL, Recipe, layout_default, meaning
+from builder.recipe import DEMO_DEPTH_MODEL, LOOK_FIELDS, Recipe, layout_default, meaning
 from builder.record import Plan
 from builder.remote import Place, StorePath, local_folder, on_this_machine, place
 from builder.sources import demo_folders
@@ -122,6 +122,8 @@ def _recipe_group(name: str) -> str:
     """Return the heading that an option of the recipe stands under."""
     if name in _SCENE_FIELDS:
         return "Scenes (and pairs, where one object suffices)"
+    if name in LOOK_FIELDS:
+        return "Appearance (masks stay exact)"
     if name in ("shard_records", "depth_precision") or name.endswith(("_format", "_quality")):
         return "Files"
     return "Depth" if name == "precision" or name.startswith("depth_") else "Records"
@@ -129,7 +131,7 @@ def _recipe_group(name: str) -> str:
 
 def _recipe_options(command: Any) -> Any:
     """Add one option for every field of the recipe, under three headings."""
-    for title in ("Files", "Depth", _recipe_group("objects"), "Records"):
+    for title in ("Files", "Depth", *map(_recipe_group, ("blend", "objects")), "Records"):
         found = (field for field in checked_fields(Recipe) if _recipe_group(field.name) == title)
         command = cloup.option_group(title, *map(_recipe_option, found))(command)
     return command

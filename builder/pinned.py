@@ -235,13 +235,14 @@ class PinnedRecipe:
         share of what its sources give, and at least one record.
         """
         sizes = [(0, 0), *self.stages, (len(self.foregrounds), len(self.backgrounds))]
-        given = [
-            (after[0] * after[1] - before[0] * before[1]) * self.recipe.per_pair
+        group = self.recipe.n_siblings  # which are never parted
+        layouts = [
+            (after[0] * after[1] - before[0] * before[1]) * self.recipe.per_pair // group
             for before, after in itertools.pairwise(sizes)
         ]
-        first = given[0]
-        wanted = min(first, self.recipe.records or first)
-        return tuple(max(1, (n * wanted + first // 2) // first) for n in given)
+        first = layouts[0]
+        wanted = min(first, (self.recipe.records or first * group) // group)
+        return tuple(group * max(1, (n * wanted + first // 2) // first) for n in layouts)
 
     @cached_property
     def categories(self) -> tuple[str, ...]:

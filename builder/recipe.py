@@ -26,6 +26,9 @@ Layout = Literal["pairs", "scenes"]
 Placement = Literal["uniform", "ground"]
 DepthSource = Literal["network", "composed"]
 Balance = Literal["none", "category"]
+Blend = Literal["none", "feather1", "feather2", "box", "mixed"]
+
+BLENDS = ("none", "feather1", "feather2", "box")  # what siblings are made under, in this order
 
 MAX_SIDE = 4096  # px of a record, so of a prepared source too
 MAX_TEXT = 4096  # characters; also the longest path of most systems
@@ -49,6 +52,7 @@ _BY_LAYOUT: dict[str, dict[Layout, Any]] = {
     "truncation": {"pairs": 0.0, "scenes": 0.25},
     "max_overlap": {"pairs": 0.4, "scenes": 0.4},
     "min_visible": {"pairs": 0.3, "scenes": 0.3},
+    "blend": {"pairs": "none", "scenes": "mixed"},
 }
 MAX_OBJECTS = 255  # numbers in 8 bits
 LARGEST_SHARE = 1.1  # of the side of a record that a foreground of varying size may have
@@ -70,6 +74,12 @@ def _numbers(text: str, kind: type) -> tuple[Any, Any] | None:
     return (values[0], values[-1]) if len(values) <= 2 and values[0] <= values[-1] else None
 
 
+def _range(text: str, kind: type) -> tuple[Any, Any]:
+    numbers = _numbers(text, kind)
+    assert numbers is not None
+    return numbers
+
+
 def _object_counts(value: str, recipe: Any) -> str | None:
     counts = _numbers(value, int)
     if counts is None or not 1 <= counts[0] <= counts[1] <= MAX_OBJECTS:
@@ -89,6 +99,33 @@ def _foreground_size(value: float | str, recipe: Any) -> str | None:
             f"{LARGEST_SHARE}, or a range of shares such as 0.2-0.8"
         )
     return None
+
+
+def _shares(value: str, _recipe: Any) -> str | None:
+    shares = _numbers(value, float)
+    if shares is None or not 0 <= shares[0] <= shares[1] <= 1:
+        return f"is {value!r}; it must be a share from 0 to 1, or a range such as 0-0.5"
+    return None
+
+
+def _qualities(value: str, _recipe: Any) -> str | None:
+    qualities = _numbers(value, int)
+    if value != "none" and (qualities is None or not 1 <= qualities[0] <= qualities[1] <= 100):
+        return f"is {value!r}; it must be 'none', a quality from 1 to 100, or a range such as 40-95"
+    return None
+
+
+def _distractors(value: str, recipe: Any) -> str | None:
+    counts, most = _numbers(value, int), MAX_OBJECTS - recipe.n_objects[1]
+    if counts is None or not 0 <= counts[0] <= counts[1] <= most:
+        return f"is {value!r}; it must be a number from 0 to {most}, or a range such as 0-2"
+    return None
+
+
+def _whole_groups(value: int | None, recipe: Any) -> str | None:
+    if value is None or not recipe.siblings or value % len(BLENDS) == 0:
+        return None
+    return f"is {value}; with siblings it must be a multiple of {len(BLENDS)}"
 
 
 def _multiple_of_32(value: int | None, _recipe: Any) -> str | None:
@@ -120,7 +157,7 @@ class Recipe:
         None, "random places per foreground, background and flip"
     )
     flip: bool = _option(True, "also make every record with the foreground mirrored")
-    records: Annotated[int | None, Between(1, 2**62)] = _option(
+    records: Annotated[int | None, Between(1, 2**62), _whole_groups] = _option(
         None, "how many of all records to make, shared out over the splits", before=None
     )
     size: Annotated[int, Between(16, MAX_SIDE)] = _option(None, "side of a record in px")
@@ -162,6 +199,43 @@ class Recipe:
     )
     fov_deg: Annotated[float, Between(10, 150)] = _option(
         60.0, "horizontal field of view of the backgrounds' camera in degrees", before=60.0
+    )
+    blend: Blend = _option(
+        None,
+        "edge of objects: as cut out, alpha falling off over 1 or 2 px, blurred, or any of these",
+        before="none",
+    )
+    siblings: bool = _option(
+        False, "make each layout under every kind of edge, with one layout_id", before=False
+    )
+    match: Annotated[str, _shares] = _option(
+        "0",
+        "share by which an object's colours are led to those around it, such as 0-0.5",
+        before="0",
+    )
+    shadow: Annotated[str, _shares] = _option(
+        "0",
+        "share by which an object's shadow darkens the ground it stands on, such as 0.1-0.4",
+        before="0",
+    )
+    match_sharpness: bool = _option(
+        False, "blur objects that are sharper than their background", before=False
+    )
+    match_noise: bool = _option(
+        False, "add noise to objects that have less than their background", before=False
+    )
+    jpeg_history: Annotated[str, _qualities] = _option(
+        "none", "quality at which a record was a JPEG once before, such as 40-95", before="none"
+    )
+    background_flip: bool = _option(False, "mirror half of the backgrounds", before=False)
+    jitter: Annotated[float, Between(0, 1)] = _option(
+        0.0, "share by which a record's brightness, contrast and tint vary", before=0.0
+    )
+    object_jitter: Annotated[float, Between(0, 1)] = _option(
+        0.0, "share by which an object's brightness, contrast and tint vary", before=0.0
+    )
+    distractors: Annotated[str, _distractors] = _option(
+        "0", "objects that are pasted and not labelled, such as 0-2", before="0"
     )
     background_fit: BackgroundFit = _option("crop", "how a background becomes square")
     holdout: Annotated[float, Between(0, 0.9)] = _option(
@@ -238,9 +312,14 @@ class Recipe:
         return self.depth_model != NO_DEPTH_MODEL
 
     @property
+    def n_siblings(self) -> int:
+        """Number of records that are made of one layout."""
+        return len(BLENDS) if self.siblings else 1
+
+    @property
     def per_pair(self) -> int:
         """Number of records that a foreground and a background give."""
-        return (2 if self.flip else 1) * self.placements
+        return (2 if self.flip else 1) * self.placements * self.n_siblings
 
     @property
     def is_measured(self) -> bool:
@@ -250,9 +329,36 @@ class Recipe:
     @property
     def n_objects(self) -> tuple[int, int]:
         """Least and most objects of a record."""
-        counts = _numbers(self.objects, int)
-        assert counts is not None
-        return counts
+        return _range(self.objects, int)
+
+    @property
+    def n_distractors(self) -> tuple[int, int]:
+        """Least and most objects of a record that are not labelled."""
+        return _range(self.distractors, int)
+
+    @property
+    def match_shares(self) -> tuple[float, float]:
+        """Least and most share by which colours are matched."""
+        return _range(self.match, float)
+
+    @property
+    def shadow_shares(self) -> tuple[float, float]:
+        """Least and most share by which shadows darken."""
+        return _range(self.shadow, float)
+
+    @property
+    def jpeg_qualities(self) -> tuple[int, int]:
+        """Least and most quality of the JPEG that a record was before; 0: it was none."""
+        return (0, 0) if self.jpeg_history == "none" else _range(self.jpeg_history, int)
+
+    def uses(self, name: str) -> bool:
+        """Whether a field that changes how things look asks for anything."""
+        return getattr(self, name) not in (False, 0, "0", "none")
+
+    @property
+    def changes_looks(self) -> bool:
+        """Whether anything is done to how objects or backgrounds look."""
+        return any(map(self.uses, LOOK_FIELDS))
 
     @property
     def foreground_sides(self) -> tuple[int, int]:
@@ -294,6 +400,7 @@ class Recipe:
             or self.has_ladder
             or self.depth_source == "composed"
             or self.truncation > 0
+            or self.changes_looks
         )
 
     @property
@@ -327,9 +434,14 @@ class Recipe:
         return stored(self)
 
 
+# The fields that change how objects and backgrounds look, and nothing else.
+LOOK_FIELDS = (
+    *("blend", "siblings", "match", "shadow", "match_sharpness", "match_noise", "jpeg_history"),
+    *("background_flip", "jitter", "object_jitter", "distractors"),
+)
 _FLOATS = (
     *("holdout", "depth_precision", "scale_jitter", "truncation", "max_overlap", "min_visible"),
-    *("fov_deg", "rotation"),
+    *("fov_deg", "rotation", "jitter", "object_jitter"),
 )
 _DEFAULTS = Recipe()
 

@@ -25,7 +25,8 @@ MASK_ON = 255
 class Column:
     """One column: its name, `datasets` feature (dtype or `Image:mode`), shape, unit, meaning.
 
-    `classes` names those of the classes that a number in it stands for.
+    `classes` names those of the classes that a number in it stands for; `fields` are those of a
+    struct of lists, each with its feature, unit and meaning.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Column:
     unit: str
     meaning: str
     classes: tuple[str, ...] = ()
+    fields: tuple[tuple[str, tuple[str, str, str]], ...] = ()
 
 
 COLUMNS = (
@@ -72,7 +74,7 @@ SCENE_COLUMNS = (
         "",
         "k where the k-th object is seen, 0 = background",
     ),
-    Column("objects", "objects", "a list a field", "", "the objects, as a dict of lists"),
+    Column("objects", "lists", "a list a field", "", "the objects, as a dict of lists"),
 )
 # The fields of `objects`: feature, unit, meaning.
 OBJECTS = {
@@ -99,6 +101,38 @@ OBJECTS = {
     "bbox_amodal": ("int32:4", "px", "box of all of it, seen or not, beyond the frame too"),
     "area_amodal": ("int32", "px", "pixels of all of it"),
 }
+
+# What objects have too, each where the recipe asks for it.
+OBJECT_LOOKS = {
+    "colour": ("int32:6", "", "gain of R, G, B in 256ths, then offset of each in levels"),
+    "blur_px": ("int32", "px", "radius that its colours are blurred by"),
+    "noise": ("int32", "1/16 level", "standard deviation of the noise added to it"),
+}
+_DISTRACTORS = {name: OBJECTS[name] for name in ("bbox", "area", "foreground_id", "flipped")}
+# What a record says of how it looks, where one of these fields of the recipe asks for it.
+LOOK_COLUMNS = (
+    (("siblings",), Column("layout_id", "int64", "", "", "the same for records of one layout")),
+    (("blend", "siblings"), Column("blend", "string", "", "", "edge of the objects")),
+    (("match",), Column("match", "float32", "", "0 to 1", "share by which colours are matched")),
+    (("shadow",), Column("shadow", "float32", "", "0 to 1", "share by which shadows darken")),
+    (
+        ("jpeg_history",),
+        Column("jpeg_history", "int32", "", "", "quality of the JPEG that it was before"),
+    ),
+    (
+        ("background_flip",),
+        Column("background_flipped", "bool", "", "", "whether the background is mirrored"),
+    ),
+    (("jitter",), Column("jitter", "int32:6", "(6,)", "", OBJECT_LOOKS["colour"][2])),
+    (
+        ("distractors",),
+        Column(
+            *("distractors", "lists", "a list a field", ""),
+            "objects without a label, as a dict of lists",
+            fields=tuple(_DISTRACTORS.items()),
+        ),
+    ),
+)
 
 IMAGE_COLUMNS = tuple(
     column.name for column in (*COLUMNS, *SCENE_COLUMNS) if column.feature.startswith("Image")
@@ -170,9 +204,25 @@ def record_columns(recipe: Recipe, categories: tuple[str, ...] = ()) -> tuple[Co
         mask = "exact mask of all objects (alpha >= 50 %)"
         columns = tuple(replace(c, meaning=mask) if c.name == "mask" else c for c in columns)
         at = next(n for n, c in enumerate(columns) if c.name == "mask") + 1
-        objects = replace(objects, classes=categories)
+        fields = tuple(object_fields(recipe).items())
+        objects = replace(objects, classes=categories, fields=fields)
         columns = (*columns[:at], instances, *columns[at:-1], objects, columns[-1])
-    return columns
+    return (*columns[:-1], *look_columns(recipe), columns[-1])
+
+
+def look_columns(recipe: Recipe) -> tuple[Column, ...]:
+    """Return the columns in which a record says how it looks."""
+    return tuple(c for names, c in LOOK_COLUMNS if any(map(recipe.uses, names)))
+
+
+def object_fields(recipe: Recipe) -> dict[str, tuple[str, str, str]]:
+    """Return the fields of the column `objects`: feature, unit and meaning of each."""
+    asked = {
+        "colour": recipe.uses("match") or recipe.uses("object_jitter"),
+        "blur_px": recipe.match_sharpness,
+        "noise": recipe.match_noise,
+    }
+    return {**OBJECTS, **{name: OBJECT_LOOKS[name] for name in asked if asked[name]}}
 
 
 def source_columns(
@@ -216,7 +266,7 @@ def features(columns: tuple[Column, ...]) -> Features:
     """Return the `datasets` features of some columns."""
     from datasets import Features
 
-    return Features({column.name: _feature(column.feature, column.classes) for column in columns})
+    return Features({column.name: _feature(column) for column in columns})
 
 
 def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
@@ -229,16 +279,19 @@ def arrow_schema(columns: tuple[Column, ...]) -> pa.Schema:
     return schema.with_metadata({**schema.metadata, b"huggingface": content})
 
 
-def _feature(text: str, classes: tuple[str, ...]) -> Any:
+def _feature(column: Column) -> Any:
     from datasets import ClassLabel, Image, List, Value
 
-    dtype, _, detail = text.partition(":")
+    dtype, _, detail = column.feature.partition(":")
     if dtype == "Image":
         return Image(mode=detail or None)
     if dtype == "Images":
         return List(Image(mode=detail or None))
     if dtype == "category":
-        return ClassLabel(names=list(classes))
-    if dtype == "objects":
-        return {name: List(_feature(kind, classes)) for name, (kind, *_) in OBJECTS.items()}
+        return ClassLabel(names=list(column.classes))
+    if dtype == "lists":
+        return {
+            name: List(_feature(replace(column, feature=feature)))
+            for name, (feature, *_) in column.fields
+        }
     return List(Value(dtype), length=int(detail)) if detail else Value(dtype)

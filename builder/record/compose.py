@@ -26,9 +26,10 @@ class Seen:
     """An object of a record as it is seen: areas in px, boxes in px as x, y, width, height (COCO).
 
     `bbox_amodal` and `area_amodal` are of the whole object, beyond the frame too; `n_inside` is
-    its area in the frame, were nothing before it.
+    its area in the frame, were nothing before it. `index` is its place among those placed.
     """
 
+    index: int
     placed: Placed
     bbox: Box
     area: int
@@ -41,8 +42,8 @@ class Seen:
 class Composed:
     """A composed record: (H, W, 3) uint8, instances (H, W) uint8, depth (H, W) uint16 or None.
 
-    Instance k is the k-th of `objects`, from 1; 0 is background. `left_out` counts objects of
-    which too little would have been seen.
+    Instance k is the k-th of `objects`, from 1; 0 is background or a distractor. `left_out` counts
+    objects of which too little would have been seen.
     """
 
     fg_bg: Pixels
@@ -50,6 +51,17 @@ class Composed:
     depth: Depth | None
     objects: tuple[Seen, ...]
     left_out: int
+    distractors: tuple[Seen, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A shadow ready to be pasted: `weighted` and `clear` as of a black `Cutout`, and its place."""
+
+    weighted: npt.NDArray[np.uint16]
+    clear: npt.NDArray[np.uint16]
+    left_px: int
+    top_px: int
 
 
 @dataclass(frozen=True)
@@ -73,13 +85,15 @@ class Hides:
         if not mask.any():
             return cutout
         height, width = behind.shape
+        margin = cutout.margin
         box = max(0, one.left_px), max(0, one.top_px), width, height
         stands = tilt if one.stance == "ground" else None
         mine = np.broadcast_to(
             board(stands, one.depth, one.foot, box, inverse=self.inverse), behind.shape
         )
+        clear = cutout.clear[margin : margin + len(cutout.mask), 3 * margin :: 3]
         solid = inside_frame(
-            cutout.clear[:, ::3] < 255, one.left_px, one.top_px, self.depth.shape[0]
+            clear[:, : cutout.mask.shape[1]] < 255, one.left_px, one.top_px, self.depth.shape[0]
         )
         near, far = (mine, behind) if self.inverse else (behind, mine)
         hidden = (behind > 0) & solid & (4 * near.astype(np.int64) < 3 * far.astype(np.int64))
@@ -90,7 +104,7 @@ class Hides:
             return cutout
         whole = np.zeros(cutout.mask.shape, bool)
         inside_frame(whole, one.left_px, one.top_px, self.depth.shape[0])[...] = hidden
-        thrice = np.repeat(whole, 3, axis=1)
+        thrice = np.repeat(np.pad(whole, margin, mode="edge"), 3, axis=1)
         return replace(
             cutout,
             weighted=np.where(thrice, np.uint16(128), cutout.weighted),
@@ -119,6 +133,8 @@ def compose(
     min_visible: int,
     inverse: bool = False,
     hides: Hides | None = None,
+    shadow: Callable[[Placed], Shadow | None] | None = None,
+    mirrored: bool = False,
 ) -> Composed:
     """Make a record of placed objects.
 
@@ -131,40 +147,77 @@ def compose(
         min_visible: thousandths of an object's part in the frame that must be seen.
         inverse: whether `depth` is inverse.
         hides: says where the background hides objects; None: nowhere.
+        shadow: gives the shadow of an object, if it throws one.
+        mirrored: mirror the whole record left to right.
     """
     cutouts = whole = [cutout(one) for one in placed]
     if hides is not None:
         cutouts = [hides.cut(one, made, tilt) for one, made in zip(placed, whole, strict=True)]
-    kept = list(range(len(placed)))
-    while True:
-        order = sorted(kept, key=lambda i: placed[i].nearness)
-        instances = np.zeros(background.shape[:2], np.uint8)
-        for i in order:
-            part, mask = _parts(instances, cutouts[i].mask, placed[i])
-            part[mask > 0] = i + 1
-        areas = np.bincount(instances.ravel(), minlength=len(placed) + 1)[1:].tolist()
-        inside = [_n_inside(whole[i], placed[i], background.shape[0]) for i in range(len(placed))]
-        shares = {i: 1000 * areas[i] // max(1, inside[i]) for i in kept}
-        worst = min(kept, key=lambda i: shares[i])
-        if len(kept) == 1 or shares[worst] >= max(1, min_visible):
-            break
-        kept.remove(worst)  # the others are seen no worse without it
-    if kept != list(range(len(placed))):
-        numbers = np.zeros(len(placed) + 1, np.uint8)
-        for number, i in enumerate(kept, start=1):
-            numbers[i + 1] = number
-        instances = numbers[instances]
+    inside = [
+        _n_inside(made, one, background.shape[0]) for made, one in zip(whole, placed, strict=True)
+    ]
+    order, painted = _seen_enough(placed, cutouts, inside, min_visible, background.shape[:2])
     fg_bg = background.copy()
     composed = None if depth is None else depth.copy()
     for i in order:
-        _blend(fg_bg, cutouts[i], placed[i])
+        if shadow is not None and (dark := shadow(placed[i])) is not None:
+            _blend(fg_bg, dark.weighted, dark.clear, dark.left_px, dark.top_px)
+        one, made = placed[i], cutouts[i]
+        margin = made.margin
+        _blend(fg_bg, made.weighted, made.clear, one.left_px - margin, one.top_px - margin)
         if composed is not None:
-            _stand(composed, tilt, cutouts[i].mask, placed[i], inverse=inverse)
-    objects = tuple(
-        _seen(placed[i], whole[i], instances, number, areas[i], inside[i])
-        for number, i in enumerate(kept, start=1)
+            _stand(composed, tilt, made.mask, one, inverse=inverse)
+    seen = {i: _seen(i, placed[i], whole[i], painted, inside[i]) for i in sorted(order)}
+    labelled = [i for i in seen if placed[i].labelled]
+    instances = painted
+    if labelled != list(range(len(placed))):
+        numbers = np.zeros(len(placed) + 1, np.uint8)
+        for number, i in enumerate(labelled, start=1):
+            numbers[i + 1] = number
+        instances = numbers[painted]
+    if mirrored:
+        size = background.shape[1]
+        seen = {i: _mirrored(one, size, whole[i].mask.shape[1]) for i, one in seen.items()}
+        fg_bg, instances = (np.ascontiguousarray(x[:, ::-1]) for x in (fg_bg, instances))
+        composed = None if composed is None else np.ascontiguousarray(composed[:, ::-1])
+    return Composed(
+        fg_bg=fg_bg,
+        instances=instances,
+        depth=composed,
+        objects=tuple(seen[i] for i in labelled),
+        left_out=sum(one.labelled for one in placed) - len(labelled),
+        distractors=tuple(seen[i] for i in seen if i not in labelled),
     )
-    return Composed(fg_bg, instances, composed, objects, len(placed) - len(kept))
+
+
+def _seen_enough(
+    placed: Sequence[Placed],
+    cutouts: Sequence[Cutout],
+    inside: Sequence[int],
+    min_visible: int,
+    shape: tuple[int, int],
+) -> tuple[list[int], Pixels]:
+    """Leave out objects of which too little is seen, the least seen first.
+
+    Returns:
+        The indexes of the others, far to near, and where each is seen, (H, W) uint8: its index
+        plus 1, or 0.
+    """
+    kept = list(range(len(placed)))
+    while True:
+        order = sorted(kept, key=lambda i: placed[i].nearness)
+        painted = np.zeros(shape, np.uint8)
+        for i in order:
+            part, mask = _parts(painted, cutouts[i].mask, placed[i])
+            part[mask > 0] = i + 1
+        areas = np.bincount(painted.ravel(), minlength=len(placed) + 1)[1:].tolist()
+        shares = {i: 1000 * areas[i] // max(1, inside[i]) for i in kept}
+        worst = min(kept, key=lambda i: shares[i])
+        if len(kept) == 1 or shares[worst] >= max(1, min_visible):
+            return order, painted
+        # A record has an object at least: rather than the last one, a distractor goes.
+        last = [i for i in kept if placed[i].labelled] == [worst]
+        kept.remove(kept[-1] if last else worst)  # the others are seen no worse without it
 
 
 def _parts(picture: npt.NDArray, mask: Pixels, one: Placed) -> tuple[npt.NDArray, Pixels]:  # type: ignore[type-arg]
@@ -181,18 +234,25 @@ def _n_inside(cutout: Cutout, one: Placed, size: int) -> int:
     return int(np.count_nonzero(inside_frame(cutout.mask, one.left_px, one.top_px, size)))
 
 
-def _blend(picture: Pixels, cutout: Cutout, one: Placed) -> None:
-    height, width = cutout.mask.shape
+def _blend(
+    picture: Pixels,
+    weighted: npt.NDArray[np.uint16],
+    clear: npt.NDArray[np.uint16],
+    left_px: int,
+    top_px: int,
+) -> None:
+    """Paste colours on a picture where they lie inside of it; see `Cutout`."""
+    height, width = clear.shape[0], clear.shape[1] // 3
     size = picture.shape[0]
-    top, left = max(0, -one.top_px), max(0, -one.left_px)
-    bottom, right = min(height, size - one.top_px), min(width, size - one.left_px)
+    top, left = max(0, -top_px), max(0, -left_px)
+    bottom, right = min(height, size - top_px), min(width, size - left_px)
+    if top >= bottom or left >= right:
+        return
     columns = slice(3 * left, 3 * right)
     flat = picture.reshape(size, -1)
-    pasted = flat[
-        one.top_px + top : one.top_px + bottom, 3 * (one.left_px + left) : 3 * (one.left_px + right)
-    ]
-    value = pasted * cutout.clear[top:bottom, columns]
-    value += cutout.weighted[top:bottom, columns]
+    pasted = flat[top_px + top : top_px + bottom, 3 * (left_px + left) : 3 * (left_px + right)]
+    value = pasted * clear[top:bottom, columns]
+    value += weighted[top:bottom, columns]
     value += value >> 8
     value >>= 8
     pasted[...] = value
@@ -207,12 +267,10 @@ def _stand(depth: Depth, tilt: Tilt | None, mask: Pixels, one: Placed, *, invers
     np.copyto(part, values, where=mask > 0)
 
 
-def _seen(
-    one: Placed, cutout: Cutout, instances: Pixels, number: int, area: int, n_inside: int
-) -> Seen:
+def _seen(index: int, one: Placed, cutout: Cutout, painted: Pixels, n_inside: int) -> Seen:
     x, y, width, height = cutout.box
-    part, _ = _parts(instances, cutout.mask, one)
-    mine = part == number
+    part, _ = _parts(painted, cutout.mask, one)
+    mine = part == index + 1
     rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
     left, top = max(0, one.left_px), max(0, one.top_px)
     bbox = (
@@ -222,4 +280,18 @@ def _seen(
         int(rows[-1] - rows[0]) + 1,
     )
     amodal = one.left_px + x, one.top_px + y, width, height
-    return Seen(one, bbox, area, n_inside, amodal, cutout.n_mask)
+    return Seen(index, one, bbox, int(np.count_nonzero(mine)), n_inside, amodal, cutout.n_mask)
+
+
+def _mirrored(seen: Seen, size: int, width: int) -> Seen:
+    """Return an object as it is seen in the mirrored record; `width` is of its cut-out in px."""
+    one = seen.placed
+    boxes = ((size - x - w, y, w, h) for x, y, w, h in (seen.bbox, seen.bbox_amodal))
+    bbox, amodal = boxes
+    placed = replace(
+        one,
+        flipped=not one.flipped,
+        left_px=size - one.left_px - width,
+        foot=(size - 1 - one.foot[0], one.foot[1]),
+    )
+    return replace(seen, placed=placed, bbox=bbox, bbox_amodal=amodal)

@@ -27,7 +27,8 @@ class Cutout:
     `weighted` is F a + 128 and `clear` 255 - a, both uint16 and (h, 3 w): colours side by side,
     because NumPy is three times as slow on a last axis of three. `mask` is (h, w) uint8 in
     {0, 255}; `box` is the mask's x, y, width, height inside the foreground; `n_mask` its number
-    of pixels.
+    of pixels. `weighted` and `clear` may reach `margin` px beyond the mask on every side; `colours`
+    is F, (h, w, 3) with that margin, where it is kept.
     """
 
     weighted: _Words
@@ -35,11 +36,14 @@ class Cutout:
     mask: Pixels
     box: tuple[int, int, int, int]
     n_mask: int
+    margin: int = 0
+    colours: Pixels | None = None
 
     @property
     def size_bytes(self) -> int:
         """Memory it takes."""
-        return self.weighted.nbytes + self.clear.nbytes + self.mask.nbytes
+        parts = (self.weighted, self.clear, self.mask, self.colours)
+        return sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True)

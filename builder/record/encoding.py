@@ -65,6 +65,16 @@ def encode_image(pixels: Pixels, recipe: Recipe) -> bytes:
     return buffer.getvalue()
 
 
+def through_jpeg(pixels: Pixels, quality: int) -> Pixels:
+    """Return a picture (H, W, 3) as it comes back from a JPEG such as cameras write, 4:2:0."""
+    encoded = simplejpeg.encode_jpeg(
+        pixels, quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+    decoded = np.empty_like(pixels)
+    decode_image_into(encoded, decoded)
+    return decoded
+
+
 def decode_image(encoded: bytes, recipe: Recipe) -> Image.Image:
     """Decode what `encode_image` returned, to the pixels every other reader sees."""
     if recipe.image_format != "jpeg":

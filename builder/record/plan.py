@@ -1,6 +1,7 @@
 """Which record lies where: record ids, splits, shards, placements, all by arithmetic.
 
-    record_id = ((background * n_foregrounds + foreground) * n_flips + flip) * placements + k
+    layout_id = ((background * n_foregrounds + foreground) * n_flips + flip) * placements + k
+    record_id = layout_id * n_siblings + sibling
 
 The records that an extension of the set adds have the ids that follow, see `_stages`.
 A keyed permutation spreads the records of a split over its shards, so reading in order is already
@@ -40,12 +41,17 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class Combination:
-    """What a record combines: indexes into the recipe's sources, the flip, the placement's k."""
+    """What a record combines: indexes into the recipe's sources, the flip, the placement's k.
+
+    Random choices go by `layout_id`; records that share it differ by `sibling`.
+    """
 
     background: int
     foreground: int
     flipped: bool
     k: int
+    layout_id: int
+    sibling: int
 
 
 @dataclass(frozen=True)
@@ -155,9 +161,12 @@ class SplitPlan:
         return ids
 
     def _ids_of(self, part: _Part, start: int, stop: int) -> Ids:
+        n_siblings = self.recipe.n_siblings  # which stay together
         positions = np.arange(start - part.start, stop - part.start, dtype=np.uint64)
+        layouts, sibling = np.divmod(positions, np.uint64(n_siblings))
         order = f"{self.name}:{part.stage}" if part.stage else self.name
-        local = _permute(positions, part.n_possible, _keys(self.recipe.seed, order))
+        keys = _keys(self.recipe.seed, order)
+        local = _permute(layouts, part.n_possible // n_siblings, keys) * n_siblings + sibling
         per_pair = self.recipe.per_pair
         number, rest = np.divmod(local.astype(np.int64), per_pair)
         pairs: Ids = np.empty_like(number)
@@ -241,11 +250,14 @@ class Plan:
         if not 0 <= record_id < self.pinned.n_possible:
             raise IndexError(f"record {record_id} is not in 0..{self.pinned.n_possible - 1}")
         recipe = self.pinned.recipe
-        rest, k = divmod(record_id, recipe.placements)
+        layout_id, sibling = divmod(record_id, recipe.n_siblings)
+        rest, k = divmod(layout_id, recipe.placements)
         pair, flip = divmod(rest, 2) if recipe.flip else (rest, 0)
         first, backgrounds, foregrounds = self._blocks[self._block_of(pair)]
         background, foreground = divmod(pair - first, len(foregrounds))
-        return Combination(backgrounds[background], foregrounds[foreground], bool(flip), k)
+        return Combination(
+            *(backgrounds[background], foregrounds[foreground], bool(flip), k, layout_id, sibling)
+        )
 
     def _block_of(self, pair: int) -> int:
         numbers = range(len(self._blocks) - 1, -1, -1)
@@ -401,11 +413,14 @@ def _parts(
     parts: dict[str, tuple[_Part, ...]] = dict.fromkeys(sources, ())
     for stage, ranges in enumerate(_stages(pinned)):
         blocks = {name: _blocks(ranges, *chosen) for name, chosen in sources.items()}
-        possible = [
-            sum(block.n_chosen for block in some) * recipe.per_pair for some in blocks.values()
+        group = recipe.n_siblings
+        layouts = [
+            sum(block.n_chosen for block in some) * recipe.per_pair // group
+            for some in blocks.values()
         ]
-        held = shared_out(pinned.stage_records[stage], possible)
-        for name, n_possible, n_records in zip(sources, possible, held, strict=True):
+        held = shared_out(pinned.stage_records[stage] // group, layouts)
+        for name, possible, chosen in zip(sources, layouts, held, strict=True):
+            n_possible, n_records = possible * group, chosen * group
             if not n_records:
                 continue
             start = first_shard = 0

@@ -15,10 +15,11 @@ from builder.caches import ByteCache
 from builder.pinned import NO_CATEGORY, PinnedRecipe
 from builder.record.compose import Seen, compose
 from builder.record.composition import Cutout, Pixels, cut_out, paste, pixel_hash
+from builder.record.looks import Dressed, Look, Looks, colour_values, described
 from builder.record.plan import Plan, random_words
 from builder.record.scene import Rules, n_words, place_objects
 from builder.record.stage import Stage, focal_px_squared_4
-from builder.schema import MASK_ON, OBJECTS
+from builder.schema import MASK_ON, OBJECTS, object_fields
 from builder.sources import SourceBank
 
 _CACHE_BYTES = 300 * 2**20  # of cut-outs ready to be pasted
@@ -70,8 +71,10 @@ class Record:
             "bbox": list(self.bbox),
             "coverage": float(np.float32(self.coverage)),
         }
-        if self.scene is not None and self.scene.objects is not None:
-            described["objects"] = self.scene.objects
+        if self.scene is not None:
+            if self.scene.objects is not None:
+                described["objects"] = self.scene.objects
+            described.update(self.scene.look)
         return described
 
 
@@ -80,12 +83,14 @@ class Scene:
     """What a composed record holds beside a record's own columns.
 
     `instances` is (H, W) uint8, 0 = background, k = the k-th object; `objects` the column of that
-    name, a list a field, None where the layout has one object; `left_out` how many objects were
-    left out because too little of them would have been seen.
+    name, a list a field, None where the layout has one object; `look` what its columns say of how
+    it looks; `left_out` how many objects were left out because too little of them would have been
+    seen.
     """
 
     instances: Pixels
     objects: dict[str, list[Any]] | None
+    look: dict[str, Any]
     has_exact_depth: bool
     left_out: int
 
@@ -105,8 +110,10 @@ class Renderer:
         self._composes_depth = recipe.composes_depth
         self._estimator = None if self._composes_depth else estimator
         self._cutout = ByteCache(self._cut_out, lambda cutout: cutout.size_bytes, _CACHE_BYTES)
-        self._stage = Stage(plan.pinned, bank) if recipe.is_composed else None
-        self._rules = rules_of(plan.pinned) if recipe.is_composed else None
+        self._scenes: tuple[Rules, Stage, Looks] | None = None
+        if recipe.is_composed:
+            stage = Stage(plan.pinned, bank)
+            self._scenes = rules_of(plan.pinned), stage, Looks(plan.pinned, bank, stage)
 
     def _cut_out(self, foreground: int, flipped: bool) -> Cutout:
         return cut_out(self._bank.foreground(foreground), flipped)
@@ -119,8 +126,8 @@ class Renderer:
         Raises:
             IndexError: there is no such record.
         """
-        if self._stage is not None:
-            return self._scene(self._stage, record_id, epoch)
+        if self._scenes is not None:
+            return self._scene(*self._scenes, record_id, epoch)
         plan = self._plan
         what = plan.combination(record_id)
         left, top = plan.placement(record_id, what.foreground, epoch)
@@ -142,31 +149,43 @@ class Renderer:
             coverage=composite.coverage,
         )
 
-    def _scene(self, stage: Stage, record_id: int, epoch: int) -> Record:
-        plan, rules = self._plan, self._rules
-        assert rules is not None
+    def _scene(
+        self, rules: Rules, stage: Stage, looks: Looks, record_id: int, epoch: int
+    ) -> Record:
+        plan = self._plan
         recipe, what = plan.pinned.recipe, plan.combination(record_id)
         own = None if recipe.balance == "category" else (what.foreground, what.flipped)
         groups = plan.companions(record_id, what.foreground)
-        words = random_words(recipe.seed, record_id, epoch, n_words(rules))
-        placed = place_objects(rules, stage, what.background, own, groups, words)
+        words = random_words(recipe.seed, what.layout_id, epoch, n_words(rules))
+        look = Look.of(recipe, what.sibling, words)
+        placed = place_objects(
+            *(rules, stage, what.background, own, groups, words),
+            n_distractors=look.n_distractors,
+            mirrored=look.mirrored,
+        )
+        dressed = [looks.dressed(one, look, what.background) for one in placed]
+        cutouts = {one: made.cutout for one, made in zip(placed, dressed, strict=True)}
         made = compose(
             self._bank.background(what.background),
             stage.depth(what.background),
             stage.tilt(what.background),
             placed,
-            lambda one: stage.cutout(one.foreground, one.flipped, one.level),
+            cutouts.__getitem__,
             min_visible=round(1000 * recipe.min_visible),
             hides=stage.hides(what.background),
             inverse=stage.inverse,
+            shadow=lambda one: looks.shadow(one, look),
+            mirrored=look.mirrored,
         )
         first = made.objects[0]
         objects = (
-            columns_of(plan.pinned, stage, made.objects) if recipe.layout == "scenes" else None
+            columns_of(plan.pinned, stage, made.objects, dressed)
+            if recipe.layout == "scenes"
+            else None
         )
         return Record(
             record_id=record_id,
-            fg_bg=made.fg_bg,
+            fg_bg=looks.finished(made.fg_bg, look),
             mask=(made.instances > 0) * np.uint8(MASK_ON),
             depth=made.depth if self._composes_depth else None,
             background_id=plan.pinned.backgrounds[what.background].id,
@@ -174,7 +193,13 @@ class Renderer:
             flipped=first.placed.flipped,
             bbox=first.bbox,
             coverage=first.area / made.instances.size,
-            scene=Scene(made.instances, objects, self._composes_depth, made.left_out),
+            scene=Scene(
+                made.instances,
+                objects,
+                described(plan.pinned, look, what.layout_id, made.distractors),
+                self._composes_depth,
+                made.left_out,
+            ),
         )
 
     def composites(self, split: str, start: int, stop: int, epoch: int = 0) -> Iterator[Record]:
@@ -222,13 +247,16 @@ def rules_of(pinned: PinnedRecipe) -> Rules:
         max_overlap=round(1000 * recipe.max_overlap),
         focal=focal,
         n_turns=len(recipe.turns_deg),
+        distractors=recipe.n_distractors,
     )
 
 
-def columns_of(pinned: PinnedRecipe, stage: Stage, objects: Sequence[Seen]) -> dict[str, list[Any]]:
+def columns_of(
+    pinned: PinnedRecipe, stage: Stage, objects: Sequence[Seen], dressed: Sequence[Dressed]
+) -> dict[str, list[Any]]:
     """Return the column `objects` of a record: a list for each of its fields."""
-    categories = pinned.categories
-    columns: dict[str, list[Any]] = {name: [] for name in OBJECTS}
+    categories, fields = pinned.categories, object_fields(pinned.recipe)
+    columns: dict[str, list[Any]] = {name: [] for name in fields}
     for number, seen in enumerate(objects, start=1):
         one, entry = seen.placed, pinned.foregrounds[seen.placed.foreground]
         outside = 1 - seen.n_inside / seen.area_amodal
@@ -240,6 +268,12 @@ def columns_of(pinned: PinnedRecipe, stage: Stage, objects: Sequence[Seen]) -> d
             *(one.stance, float(np.float32(seen.area / seen.n_inside))),
             *(float(np.float32(outside)), list(seen.bbox_amodal), seen.area_amodal),
         )
-        for name, value in zip(OBJECTS, values, strict=True):
-            columns[name].append(value)
+        look = dressed[seen.index]
+        said = dict(zip(OBJECTS, values, strict=True)) | {
+            "colour": colour_values(look.colour),
+            "blur_px": look.blur_px,
+            "noise": look.noise,
+        }
+        for name in fields:
+            columns[name].append(said[name])
     return columns

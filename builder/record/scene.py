@@ -78,7 +78,8 @@ class Placed:
     """An object of a scene: what it is and where its upper left corner lies, maybe outside.
 
     `depth` is the map's value at its foot, or a value before all that lies behind it; 0 where
-    that is unknown. Of two objects the one of more `nearness` hides the other.
+    that is unknown. Of two objects the one of more `nearness` hides the other. A distractor is not
+    `labelled`. `word` is 64 random bits for how it looks.
     """
 
     foreground: int
@@ -90,6 +91,8 @@ class Placed:
     stance: Stance
     depth: int
     nearness: int
+    labelled: bool = True
+    word: int = 0
 
 
 class Sources(Protocol):
@@ -139,6 +142,7 @@ class Rules:
     max_overlap: int
     focal: int
     n_turns: int = 1
+    distractors: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ class _Words:
 
 def n_words(rules: Rules) -> int:
     """Return how many words the scene of a record takes at most."""
-    return WORDS_AHEAD + rules.objects[1] * _WORDS_AN_OBJECT
+    return WORDS_AHEAD + (rules.objects[1] + rules.distractors[1]) * _WORDS_AN_OBJECT
 
 
 def place_objects(
@@ -178,6 +182,8 @@ def place_objects(
     first: tuple[int, bool] | None,
     others: Sequence[Sequence[int]],
     words: Sequence[int],
+    n_distractors: int = 0,
+    mirrored: bool = False,
 ) -> list[Placed]:
     """Place the objects of one record.
 
@@ -187,22 +193,28 @@ def place_objects(
             as the others.
         others: indexes of the foregrounds that objects are drawn from, in groups drawn evenly.
         words: `n_words` random words of the record.
+        n_distractors: how many objects without a label are placed after the others.
+        mirrored: whether the record is to be mirrored as a whole, so each object is here what it
+            is not to be there.
 
     Returns:
-        The objects in the order they were drawn; one that fits nowhere stands where it breaks the
-        rules least. Some of the first one lies in the frame, so that no record is without objects.
+        The objects in the order they were drawn, distractors last; one that fits nowhere stands
+        where it breaks the rules least. Some of the first one lies in the frame, so that no record
+        is without objects.
     """
     draw = _Words(words)
     low, high = rules.objects
     count = low + draw.below(high - low + 1)
     ground = sources.ground(background) if rules.on_ground else None
     placed: list[Placed] = []
-    for number in range(count):
+    distractors = range(high, high + n_distractors)  # words do not depend on the others' number
+    for number in (*range(count), *distractors):
         draw.jump(WORDS_AHEAD + number * _WORDS_AN_OBJECT)
         group = others[draw.below(len(others))]
         foreground, flipped = group[draw.below(len(group))], rules.flip and draw.below(2) == 1
         if number == 0 and first is not None:
             foreground, flipped = first
+        flipped ^= mirrored
         # Cut off above, its foot lies where its height ends, which is hardly ever on the ground.
         stands = sources.stance(foreground) == "ground" and sources.cut_at(foreground) != "top"
         best: _Fit | None = None
@@ -216,7 +228,9 @@ def place_objects(
             if not best.fault:
                 break
         assert best is not None
-        placed.append(best.placed if placed else _moved_in(rules, sources, background, best.placed))
+        best_one = best.placed if placed else _moved_in(rules, sources, background, best.placed)
+        word = words[WORDS_AHEAD + number * _WORDS_AN_OBJECT + 3]
+        placed.append(replace(best_one, labelled=number < high, word=word))
     return placed
 
 

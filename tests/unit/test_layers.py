@@ -50,6 +50,8 @@ ROOMS = (
     "record.stage",
     "record.stats",
     "record.encoding",
+    "record.appearance",
+    "record.looks",
     "record.render",
     "record.encoder",
     "layout",

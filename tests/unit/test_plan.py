@@ -86,20 +86,20 @@ def test_the_reference_run_is_one_train_split_of_400000() -> None:
 def test_combinations_count_placements_fastest_and_backgrounds_slowest() -> None:
     plan = Plan(pinned(2, 2, placements=2))
     assert [plan.combination(i) for i in (0, 1, 2, 3, 4, 8, 15)] == [
-        Combination(background=0, foreground=0, flipped=False, k=0),
-        Combination(background=0, foreground=0, flipped=False, k=1),
-        Combination(background=0, foreground=0, flipped=True, k=0),
-        Combination(background=0, foreground=0, flipped=True, k=1),
-        Combination(background=0, foreground=1, flipped=False, k=0),
-        Combination(background=1, foreground=0, flipped=False, k=0),
-        Combination(background=1, foreground=1, flipped=True, k=1),
+        Combination(0, 0, False, 0, 0, 0),
+        Combination(0, 0, False, 1, 1, 0),
+        Combination(0, 0, True, 0, 2, 0),
+        Combination(0, 0, True, 1, 3, 0),
+        Combination(0, 1, False, 0, 4, 0),
+        Combination(1, 0, False, 0, 8, 0),
+        Combination(1, 1, True, 1, 15, 0),
     ]
 
 
 def test_without_flip_nothing_is_flipped() -> None:
     plan = Plan(pinned(2, 2, placements=3, flip=False))
     assert not any(plan.combination(i).flipped for i in range(plan.n_records))
-    assert plan.combination(5) == Combination(background=0, foreground=1, flipped=False, k=2)
+    assert plan.combination(5) == Combination(0, 1, False, 2, 5, 0)
 
 
 @pytest.mark.parametrize("record_id", [-1, 16, 2**63])
@@ -410,5 +410,5 @@ def test_any_record_of_the_largest_set_is_reached_at_once() -> None:
     stop = split.n_records
     ids = split.record_ids(stop - 1000, stop).tolist()
     assert len(set(ids)) == 1000
-    assert plan.combination(2**52 - 1) == Combination(2047, 2047, True, 2**29 - 1)
+    assert plan.combination(2**52 - 1) == Combination(2047, 2047, True, 2**29 - 1, 2**52 - 1, 0)
     assert all(0 <= i < 2**52 for i in ids)
