@@ -199,7 +199,8 @@ class RecordReader:
             `pixel_values` (B, 3, H, W) float32, the composites less the set's mean, over its std;
             `mask` (B, 1, H, W) float32, 0 or 1; `depth_m` (B, 1, H, W) float32 in metres, NaN
             where unknown, as in `decode`. Of scenes also `instances` (B, H, W) uint8 and
-            `objects`, a list of B dicts, which hold a list for each field.
+            `objects`, a list of B dicts, which hold a list for each field. Of siblings also
+            `layout_id` (B,) int64, and where there are several kinds of edge `blend`, B texts.
 
         Raises:
             ValueError: see `decode`.
@@ -222,8 +223,9 @@ class RecordReader:
         if "instances" in batch:
             tensors["instances"] = batch["instances"]
         made: dict[str, Any] = {name: torch.from_numpy(values) for name, values in tensors.items()}
-        if (objects := _objects(rows)) is not None:
-            made["objects"] = objects
+        for name in ("objects", "blend", "layout_id"):
+            if (column := _values(rows, name)) is not None:
+                made[name] = torch.tensor(column) if name == "layout_id" else column
         return made
 
 
@@ -246,11 +248,11 @@ def _fill_instances(value: Any, target: npt.NDArray[np.uint8]) -> None:
     _fill(np.asarray(value) if encoded is None else decode_instances(encoded, len(target)), target)
 
 
-def _objects(rows: Rows) -> list[dict[str, Any]] | None:
-    """Return the column `objects` of each row, a list a field; None where there is none."""
+def _values(rows: Rows, name: str) -> list[Any] | None:
+    """Return a column of a batch as a list; None where there is none."""
     if isinstance(rows, Mapping):
-        return list(rows["objects"]) if "objects" in rows else None
-    return [row["objects"] for row in rows] if rows and "objects" in rows[0] else None
+        return list(rows[name]) if name in rows else None
+    return [row[name] for row in rows] if rows and name in rows[0] else None
 
 
 def _fill_depth(codec: DepthCodec, value: Any, target: npt.NDArray[np.float32]) -> None:

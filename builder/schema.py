@@ -102,12 +102,13 @@ OBJECTS = {
     "area_amodal": ("int32", "px", "pixels of all of it"),
 }
 
-# What objects have too, each where the recipe asks for it.
-OBJECT_LOOKS = {
-    "colour": ("int32:6", "", "gain of R, G, B in 256ths, then offset of each in levels"),
-    "blur_px": ("int32", "px", "radius that its colours are blurred by"),
-    "noise": ("int32", "1/16 level", "standard deviation of the noise added to it"),
-}
+_COLOUR = "gain of R, G, B in 256ths, then offset of each in levels"
+# What objects have too, where one of these fields of the recipe asks for it.
+OBJECT_LOOKS = (
+    (("match", "object_jitter"), "colour", ("int32:6", "", _COLOUR)),
+    (("match_sharpness",), "blur_px", ("int32", "px", "radius that its colours are blurred by")),
+    (("match_noise",), "noise", ("int32", "1/16 level", "deviation of the noise added to it")),
+)
 _DISTRACTORS = {name: OBJECTS[name] for name in ("bbox", "area", "foreground_id", "flipped")}
 # What a record says of how it looks, where one of these fields of the recipe asks for it.
 LOOK_COLUMNS = (
@@ -123,7 +124,7 @@ LOOK_COLUMNS = (
         ("background_flip",),
         Column("background_flipped", "bool", "", "", "whether the background is mirrored"),
     ),
-    (("jitter",), Column("jitter", "int32:6", "(6,)", "", OBJECT_LOOKS["colour"][2])),
+    (("jitter",), Column("jitter", "int32:6", "(6,)", "", _COLOUR)),
     (
         ("distractors",),
         Column(
@@ -217,12 +218,8 @@ def look_columns(recipe: Recipe) -> tuple[Column, ...]:
 
 def object_fields(recipe: Recipe) -> dict[str, tuple[str, str, str]]:
     """Return the fields of the column `objects`: feature, unit and meaning of each."""
-    asked = {
-        "colour": recipe.uses("match") or recipe.uses("object_jitter"),
-        "blur_px": recipe.match_sharpness,
-        "noise": recipe.match_noise,
-    }
-    return {**OBJECTS, **{name: OBJECT_LOOKS[name] for name in asked if asked[name]}}
+    looks = {name: field for names, name, field in OBJECT_LOOKS if any(map(recipe.uses, names))}
+    return {**OBJECTS, **looks}
 
 
 def source_columns(

@@ -18,7 +18,16 @@ from typing import Any
 import click
 
 from builder.cli import main
-from builder.schema import COLUMNS, OBJECTS, SCENE_COLUMNS, SOURCE_COLUMNS, Column
+from builder.recipe import LOOK_FIELDS, layout_default, meaning
+from builder.schema import (
+    COLUMNS,
+    LOOK_COLUMNS,
+    OBJECT_LOOKS,
+    OBJECTS,
+    SCENE_COLUMNS,
+    SOURCE_COLUMNS,
+    Column,
+)
 from tests.unit.test_layers import ROOMS, room_files
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +63,26 @@ def scene_columns() -> list[str]:
         (f"`objects.{name}`", _feature(kind), *rest) for name, (kind, *rest) in OBJECTS.items()
     ]
     return table(("column", "feature", "unit", "meaning"), rows)
+
+
+def looks() -> list[str]:
+    """Return one row for each choice of appearance: what it does, and what says so in a record."""
+    said: dict[str, list[str]] = {name: [] for name in LOOK_FIELDS}
+    columns = [(names, column.name) for names, column in LOOK_COLUMNS]
+    columns += [(names, f"objects.{name}") for names, name, _ in OBJECT_LOOKS]
+    for names, column in columns:
+        for name in names:
+            said[name].append(f"`{column}`")
+    rows = [
+        (
+            f"`--{name.replace('_', '-')}`",
+            meaning(name),
+            f"`{layout_default(name, 'scenes')}`",
+            ", ".join(said[name]),
+        )
+        for name in LOOK_FIELDS
+    ]
+    return table(("option", "what it does", "in scenes", "column that says it"), rows)
 
 
 def commands() -> list[str]:
@@ -135,6 +164,7 @@ PARTS: dict[str, Any] = {
     "columns": lambda: columns(COLUMNS),
     "source columns": lambda: columns(SOURCE_COLUMNS),
     "scene columns": scene_columns,
+    "looks": looks,
     "commands": commands,
     "rooms": rooms,
 }

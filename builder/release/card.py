@@ -30,7 +30,7 @@ from builder.layout import (
 from builder.pinned import PinnedRecipe, SourceEntry
 from builder.recipe import DEMO_DEPTH_MODEL, Recipe, meaning
 from builder.record import Plan, Statistics, Summary, Tally
-from builder.schema import OBJECTS, Column, features, preview_columns, record_columns
+from builder.schema import Column, features, object_fields, preview_columns, record_columns
 from builder.sources import (
     Kind,
     check_license_id,
@@ -487,7 +487,7 @@ def _scenes(out: Path, pinned: PinnedRecipe, total: Statistics) -> dict[str, Any
         "largest_side": recipe.largest_side,
         "object_fields": [
             (name, kind.replace("category", "ClassLabel"), unit, what)
-            for name, (kind, unit, what) in OBJECTS.items()
+            for name, (kind, unit, what) in object_fields(recipe).items()
         ],
         "objects": _object_rows(total, pinned) if scenes else [],
         "classes": [

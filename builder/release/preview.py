@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 from builder.build import ROW_GROUP_RECORDS
 from builder.errors import NotABuildError
@@ -528,10 +528,15 @@ def _pair_sources(
     return [
         {
             "foreground": _on_checkerboard(foreground, side, pinned.recipe),
-            "background": background.convert("RGB").reduce(factor),
+            "background": _as_shown(background.convert("RGB"), sample).reduce(factor),
         }
-        for foreground, background in zip(foregrounds, backgrounds, strict=True)
+        for foreground, background, sample in zip(foregrounds, backgrounds, shown, strict=True)
     ]
+
+
+def _as_shown(background: Image.Image, sample: Sample) -> Image.Image:
+    """Return a background as a record has it: mirrored, or not."""
+    return ImageOps.mirror(background) if sample.row.get("background_flipped") else background
 
 
 def _grounds(
@@ -544,7 +549,7 @@ def _grounds(
         entry = pinned.backgrounds[plan.combination(sample.row["record_id"]).background]
         source = prepared_source(row, entry)
         picture = with_ground(source.pixels(), source.backdrop) if source.backdrop else None
-        picture = picture or Image.fromarray(source.pixels())
+        picture = _as_shown(picture or Image.fromarray(source.pixels()), sample)
         drawn.append({"ground": picture.reduce(reduction(pinned.recipe.size))})
     return drawn
 

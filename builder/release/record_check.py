@@ -204,6 +204,9 @@ def _wrong_combination(row: Mapping[str, Any], again: Record) -> Iterator[tuple[
     for name in ("background_id", "foreground_id", "flipped"):
         if row[name] != (due := getattr(again, name)):
             yield "combination", f"{name} is {row[name]!r}, by the record's id it is {due!r}"
+    for name, due in (again.scene.look if again.scene else {}).items():
+        if row[name] != due:
+            yield name, f"{name} is {shown(row[name])}, by the record's id it is {due!r}"
 
 
 def _box(mask: Pixels) -> list[int]:
