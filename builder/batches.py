@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +37,6 @@ from builder.record import (
 from builder.remote import StorePath, place
 from builder.schema import IMAGE_COLUMNS
 from builder.untrusted import refusing
-
-if TYPE_CHECKING:
-    pass
 
 _AS_LOADED = "give rows as load_dataset returns them, without set_format."
 
@@ -161,7 +158,7 @@ class RecordReader:
         """Decode rows to `fg_bg` (B, H, W, 3) uint8, `mask` (B, H, W) bool, `depth_m`.
 
         `depth_m` is (B, H, W) float32 in metres with NaN where unknown; a set without depth has
-        none, nor do rows without their column `depth`.
+        none, nor do rows without their column `depth`. Of scenes also `instances` (B, H, W) uint8.
 
         Args:
             rows: a list of rows, or a dict of columns. Pictures may be decoded or not.

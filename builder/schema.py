@@ -76,6 +76,18 @@ SCENE_COLUMNS = (
     ),
     Column("objects", "lists", "a list a field", "", "the objects, as a dict of lists"),
 )
+# What columns of pairs mean where records are composed of more, and where there are objects.
+_COMPOSED = {
+    "pixel_hash": "XXH3-128 of composite, mask, instances (mask > 0 where there is no such column) "
+    "and composed depth before encoding",
+}
+_IN_SCENES = {
+    "mask": "exact mask of all objects (alpha >= 50 %)",
+    "foreground_id": "foreground of the first object: stem of the source file",
+    "flipped": "whether the first object is mirrored left to right",
+    "bbox": "box of what is seen of the first object: x, y, width, height (COCO order)",
+    "coverage": "share of pixels where the first object is seen",
+}
 # The fields of `objects`: feature, unit, meaning.
 OBJECTS = {
     "id": ("int32", "", "k, the object's value in `instances`"),
@@ -200,10 +212,11 @@ def record_columns(recipe: Recipe, categories: tuple[str, ...] = ()) -> tuple[Co
     if recipe.composes_depth:
         what = "depth of the scene, composed of the background's and of where the objects stand"
         columns = tuple(replace(c, meaning=what) if c.name == "depth" else c for c in columns)
+    if recipe.is_composed:
+        columns = tuple(replace(c, meaning=_COMPOSED.get(c.name, c.meaning)) for c in columns)
     if recipe.layout == "scenes":
         instances, objects = SCENE_COLUMNS
-        mask = "exact mask of all objects (alpha >= 50 %)"
-        columns = tuple(replace(c, meaning=mask) if c.name == "mask" else c for c in columns)
+        columns = tuple(replace(c, meaning=_IN_SCENES.get(c.name, c.meaning)) for c in columns)
         at = next(n for n, c in enumerate(columns) if c.name == "mask") + 1
         fields = tuple(object_fields(recipe).items())
         objects = replace(objects, classes=categories, fields=fields)

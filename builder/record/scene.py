@@ -244,10 +244,7 @@ def _try(
     draw: _Words,
 ) -> Placed:
     wanted = _between(*rules.sides, draw.below(OCTAVE + 1))
-    if rules.jitter:
-        wanted = (wanted * power_of_two(draw.below(2 * rules.jitter + 1) - rules.jitter)) >> 16
-    else:
-        draw.below(1)
+    wanted = (wanted * power_of_two(draw.below(2 * rules.jitter + 1) - rules.jitter)) >> 16
     sides = sources.sides(foreground)
     turned = draw.below(rules.n_turns) * len(sides)
     cut_at = sources.cut_at(foreground)
@@ -327,11 +324,10 @@ def _between(low: int, high: int, sixty_fourth: int) -> int:
     """Return a size between two, even on a logarithmic scale, in units of 2^-16 px."""
     if low == high:
         return low << 16
-    # The exponent that leads from low to high, in 64ths of an octave, found by integers.
-    octaves = 0
-    while (low * power_of_two(octaves + 1)) >> 16 <= high:
-        octaves += 1
-    return low * power_of_two(octaves * sixty_fourth // OCTAVE)
+    steps = 0  # that lead from low to high, 64ths of an octave each, found by integers
+    while (low * power_of_two(steps + 1)) >> 16 <= high:
+        steps += 1
+    return low * power_of_two(steps * sixty_fourth // OCTAVE)
 
 
 def _fault(rules: Rules, sources: Sources, placed: Sequence[Placed], one: Placed) -> int:
@@ -344,8 +340,7 @@ def _fault(rules: Rules, sources: Sources, placed: Sequence[Placed], one: Placed
     fault = max(0, 1000 * (form.n_mask - n_inside) // form.n_mask - rules.truncation)
     for other in placed:
         near, far = (one, other) if one.nearness >= other.nearness else (other, one)
-        n_far, n_hidden = _hidden(sources, rules.size, near, far)
-        fault += max(0, 1000 * n_hidden // max(1, n_far) - rules.max_overlap)
+        fault += max(0, _hidden(sources, rules.size, near, far) - rules.max_overlap)
     return fault
 
 
@@ -359,16 +354,17 @@ def inside_frame(mask: Part, left_px: int, top_px: int, size: int) -> Part:
     return part
 
 
-def _hidden(sources: Sources, size: int, near: Placed, far: Placed) -> tuple[int, int]:
-    """Return how many pixels of the far object lie in the frame, and behind the near one."""
+def _hidden(sources: Sources, size: int, near: Placed, far: Placed) -> int:
+    """Return how much of the far object's part in the frame the near one hides, in thousandths."""
     a = sources.form(near.foreground, near.flipped, near.level).mask
     b = sources.form(far.foreground, far.flipped, far.level).mask
-    n_far = int(np.count_nonzero(inside_frame(b, far.left_px, far.top_px, size)))
     left, top = max(near.left_px, far.left_px, 0), max(near.top_px, far.top_px, 0)
     right = min(near.left_px + a.shape[1], far.left_px + b.shape[1], size)
     bottom = min(near.top_px + a.shape[0], far.top_px + b.shape[0], size)
     if left >= right or top >= bottom:
-        return n_far, 0
+        return 0
     one = a[top - near.top_px : bottom - near.top_px, left - near.left_px : right - near.left_px]
     two = b[top - far.top_px : bottom - far.top_px, left - far.left_px : right - far.left_px]
-    return n_far, int(np.count_nonzero(one & two))
+    n_hidden = int(np.count_nonzero(one & two))
+    n_far = np.count_nonzero(inside_frame(b, far.left_px, far.top_px, size)) if n_hidden else 1
+    return 1000 * n_hidden // int(n_far)

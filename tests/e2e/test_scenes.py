@@ -454,6 +454,11 @@ def test_figures_that_cannot_be_counted_are_a_fault_where_nothing_is_composed_ag
     assert any(p.check == "objects" and "cannot be counted" in p.what for p in problems)
 
 
+def test_a_damaged_source_makes_no_figure_wrong(built: Path, tmp_path: Path) -> None:
+    out = edited(built, tmp_path, ("backgrounds", lambda rows: rows[0].update(image=None)))
+    assert {problem.check for problem in verify(out, sample=None).problems} == {"sources"}
+
+
 def test_a_plane_that_no_ground_has_is_a_fault_and_no_traceback(
     built: Path, tmp_path: Path
 ) -> None:

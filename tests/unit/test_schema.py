@@ -69,3 +69,11 @@ def test_every_column_says_what_it_means_and_every_picture_its_unit() -> None:
 def test_features_survive_the_arrow_schema_that_files_carry() -> None:
     for columns in (COLUMNS, SOURCE_COLUMNS):
         assert Features.from_arrow_schema(features(columns).arrow_schema) == features(columns)
+
+
+def test_columns_of_scenes_say_which_object_they_are_of() -> None:
+    meanings = {c.name: c.meaning for c in record_columns(Recipe(layout="scenes"))}
+    for name in ("foreground_id", "flipped", "bbox", "coverage"):
+        assert "first object" in meanings[name]
+    assert "depth" in meanings["pixel_hash"]
+    assert "depth" not in {c.name: c.meaning for c in record_columns(Recipe())}["pixel_hash"]
