@@ -95,6 +95,7 @@ class SourceEntry:
     `width`, `height` are in px after preparation, `source_width`, `source_height` in the file
     (after EXIF orientation, for foregrounds before trimming). `sha256` is of the file's bytes.
     `intake` is 2 where its own bits, alpha or colour profile made its pixels; 0.1.0 knew none.
+    `halo` says how much of an old background was taken out of a cut-out's edge: 0 is nothing.
 
     Raises:
         RecipeError: a field has the wrong type or a value that it cannot have.
@@ -114,6 +115,8 @@ class SourceEntry:
     license: _Credit = field(default="", metadata={"pixels": False, "was": "licence"})
     url: _Credit = field(default="", metadata={"pixels": False})
     intake: Annotated[int, Between(1, 2)] = field(default=1, metadata={"before": 1})
+    # Whole quarters, which 32 bits hold: a column of the sources has them too.
+    halo: Annotated[float, Between(0, 255)] = _later(0.0)
     # Of foregrounds; only composed records go by them, see `PinnedRecipe.fingerprint`.
     category: Annotated[str, Text(MAX_TEXT)] = _later("", pixels=False)
     height_m: Annotated[float, Between(0, 10_000)] = _later(0.0, pixels=False)
@@ -409,7 +412,7 @@ def _prepared_otherwise(
         old = before.get((source.id, source.sha256))
         if old is None:
             continue
-        for name in ("category", "height_m", "stance", "cut_at"):
+        for name in ("category", "height_m", "stance", "cut_at", "halo"):
             was, now = getattr(old, name), getattr(source, name)
             if was != now:
                 yield f"{kind}: {name} of {source.id} is {was!r}, now it is {now!r}"

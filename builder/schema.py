@@ -176,6 +176,7 @@ FOREGROUND_COLUMNS = (
 LADDER_COLUMNS = (
     Column("prepared_sha256", "string", "", "hex", "hash of the pixels of all sizes"),
     Column("levels", "Images", "(h, w, 4) uint8", "sRGB", "smaller sizes, then turned ones"),
+    Column("halo", "float32", "0 to 255", "", "old background at the edge, which was taken out"),
 )
 BACKDROP_COLUMNS = (
     Column("prepared_sha256", "string", "", "hex", "hash of depth and ground"),

@@ -141,6 +141,7 @@ def _prepare_both(
                 skip_bad=skip_bad,
                 known=work.known_sources(kind, recipe) if work else {},
                 like=_entries(before, kind) if before else (),
+                like_has_ladder=before is not None and before.recipe.has_ladder,
                 apart=[other for other in folders.values() if other != folder],
                 progress=progress,
             )

@@ -485,6 +485,7 @@ def _scenes(out: Path, pinned: PinnedRecipe, total: Statistics) -> dict[str, Any
         "depth_by": {by: depth_by[by] for by in ("measured", "estimated")},
         "ladder": recipe.has_ladder,
         "largest_side": recipe.largest_side,
+        "halo": max(source.halo for source in pinned.foregrounds),
         "object_fields": [
             (name, kind.replace("category", "ClassLabel"), unit, what)
             for name, (kind, unit, what) in object_fields(recipe).items()

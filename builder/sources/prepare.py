@@ -35,6 +35,7 @@ from builder.sources.backdrop import Backdrop, Given
 from builder.sources.companions import Companion, companion_of, read_depth, read_ground
 from builder.sources.credits import Credit, read_credits
 from builder.sources.decode import Kind, LargeImageError, decode
+from builder.sources.fringe import decontaminated
 from builder.sources.samples import BadImageError, bands
 from builder.sources.scan import SourceFile, ids_of, name_key, same_sources, scan, unread
 from builder.untrusted import listed, printable
@@ -51,6 +52,8 @@ _SPECKS = {
     True: "specks that nobody sees, far around it, are left out",
     False: "specks that nobody sees, far around it, make it smaller than it should be; erase them",
 }
+
+_HALO = 30.0  # seen at a glance where an object lies on an even background
 
 _NEEDS_ALPHA = (
     "a foreground needs transparency around the object; cut the object out and save it as PNG or "
@@ -112,6 +115,7 @@ def prepare(
     skip_bad: bool = False,
     known: Mapping[str, Source] | None = None,
     like: Sequence[SourceEntry] = (),
+    like_has_ladder: bool = True,
     apart: Collection[Path] = (),
     progress: Callable[[int], object] | None = None,
 ) -> PreparedFolder:
@@ -129,6 +133,8 @@ def prepare(
             still has the same content.
         like: the sources of a set to be made again, gone on with or extended. Those that are
             found keep their ids, and are made into pixels as they were then.
+        like_has_ladder: whether that set has cut-outs at several sizes. Only then do its entries
+            say whether their edges were mended.
         apart: folders for something else; their files are left out.
         progress: called with 1 after each file.
 
@@ -143,8 +149,9 @@ def prepare(
         _log.info("%s: ignored (%s): %s", _label(folder), reason, listed(names))
     credits = read_credits(folder, found.credits, {file.file for file in found.files})
     before = {entry.sha256 for entry in like if entry.intake == 1}
+    unmended = {entry.sha256 for entry in like if like_has_ladder and not entry.halo}
     by_key = {name_key(name): source for name, source in (known or {}).items()}
-    maker = _Maker(folder, kind, recipe, by_key, before, beside, wanted)
+    maker = _Maker(folder, kind, recipe, by_key, before, unmended, beside, wanted)
     results = _made(maker, files, progress)
     named = same_sources(files, like)
     credited = {file.file: credits.by_file.get(file.file, Credit()) for file in files}
@@ -161,6 +168,13 @@ def prepare(
         raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
     for note, names in _grouped(sorted(maker.notes)).items():
         _log.warning("%s: %s: %s", _label(folder), note, listed(names))
+    if halos := sorted((-s.entry.halo, s.entry.file) for s in sources if s.entry.halo >= _HALO):
+        _log.warning(
+            "%s: an old background showed at the edge and was taken out as far as it goes; look at "
+            "the edges, and cut out again what is not good enough (worst first): %s",
+            _label(folder),
+            listed([name for _, name in halos]),
+        )
     return PreparedFolder(sources, tuple(problems), duplicates(sources))
 
 
@@ -262,6 +276,7 @@ class _Maker:
     Args:
         known: sources prepared before, by the key of their file's name.
         before: the sha256 of files to be decoded as version 0.1.0 did.
+        unmended: the sha256 of cut-outs whose edges stay as they are.
         beside: companions of files, by the file's name without extension.
         wanted: names of files that are pictures, whatever they are called.
     """
@@ -273,12 +288,13 @@ class _Maker:
         recipe: Recipe,
         known: Mapping[str, Source],
         before: Collection[str],
+        unmended: Collection[str],
         beside: Mapping[str, Mapping[Companion, Path]],
         wanted: Collection[str],
     ) -> None:
         self._root, self._kind, self._recipe = folder.resolve(), kind, recipe
         self._known, self._before, self._beside = known, before, beside
-        self._wanted = wanted
+        self._unmended, self._wanted = unmended, wanted
         self.notes: list[tuple[str, str]] = []
 
     def source(self, file: SourceFile, alone: bool) -> Source:
@@ -302,13 +318,15 @@ class _Maker:
         decoded = decode(file.path, self._kind, alone=alone, as_before=file.sha256 in self._before)
         source_width, source_height = decoded.image.size
         levels: tuple[bytes, ...] = ()
-        given = Given()
+        given, halo = Given(), 0.0
         if self._kind == "foreground":
             whole, size = _trimmed(decoded.image), self._recipe.largest_side
             if box := _box_without_specks(whole):
                 # Pairs are what they were in version 0.1.0, to which a speck was the object's end.
                 whole = whole.crop(box) if self._recipe.has_ladder else whole
                 self.notes.append((name, _SPECKS[self._recipe.has_ladder]))
+            if self._recipe.has_ladder and file.sha256 not in self._unmended:
+                whole, halo = decontaminated(whole)
             prepared, scale = _foreground(whole, size)
             if scale > _ENLARGED:
                 self.notes.append((name, f"enlarged more than {_ENLARGED}x, to {size} px"))
@@ -327,6 +345,7 @@ class _Maker:
             source_width=source_width,
             source_height=source_height,
             intake=decoded.intake,
+            halo=halo,
         )
         made = Source(entry, _png(prepared), levels, given)
         if self._kind == "foreground" and self._recipe.has_ladder:

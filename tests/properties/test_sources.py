@@ -15,6 +15,7 @@ from PIL import Image
 from builder.errors import BadSourcesError
 from builder.recipe import Recipe
 from builder.sources.decode import Kind
+from builder.sources.fringe import decontaminated
 from builder.sources.prepare import PreparedFolder, prepare
 from tests.pictures import blob, scene
 
@@ -146,3 +147,28 @@ def test_any_credits_file_is_read_or_refused(text: str, kind: Kind) -> None:
             problems = tuple(error.problems)
     assert {name for name, _ in problems} <= {"in/credits.csv"}
     assert all(reason.isprintable() for _, reason in problems)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pixels=st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
+        lambda shape: st.integers(0, 2**32 - 1).map(
+            lambda seed: np.random.default_rng(seed).integers(0, 256, (*shape, 4), np.uint8)
+        )
+    ),
+    steps=st.sampled_from([(0, 128, 255), (0, 1, 239, 240, 255), tuple(range(256))]),
+)
+def test_opaque_and_transparent_pixels_of_a_cut_out_never_change(
+    pixels: np.ndarray, steps: tuple[int, ...]
+) -> None:
+    pixels[..., 3] = np.array(steps, np.uint8)[pixels[..., 3].astype(int) * len(steps) // 256]
+    image, alpha = Image.fromarray(pixels), pixels[..., 3]
+    mended, halo = decontaminated(image)
+    after = np.asarray(mended)
+    assert (after[..., 3] == alpha).all()
+    kept = (alpha == 0) | (alpha == 255)
+    assert (after[kept] == pixels[kept]).all()
+    assert (image.tobytes() == mended.tobytes()) or halo > 0
+    assert 0 <= halo <= 255
+    assert float(np.float32(halo)) == halo
+    assert decontaminated(Image.fromarray(pixels))[0].tobytes() == mended.tobytes()

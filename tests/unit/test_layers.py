@@ -36,6 +36,7 @@ ROOMS = (
     "sources.samples",
     "sources.colour",
     "sources.decode",
+    "sources.fringe",
     "sources.ground",
     "sources.backdrop",
     "sources.companions",
