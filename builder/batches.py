@@ -249,7 +249,10 @@ def _values(rows: Rows, name: str) -> list[Any] | None:
     """Return a column of a batch as a list; None where there is none."""
     if isinstance(rows, Mapping):
         return list(rows[name]) if name in rows else None
-    return [row[name] for row in rows] if rows and name in rows[0] else None
+    lacking = sum(name not in row for row in rows)
+    if 0 < lacking < len(rows):
+        raise ValueError(f"some rows have no column {name!r}; give rows of one set.")
+    return None if lacking else [row[name] for row in rows]
 
 
 def _fill_depth(codec: DepthCodec, value: Any, target: npt.NDArray[np.float32]) -> None:

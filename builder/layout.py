@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from builder.errors import FgbgError, NotABuildError, RecipeError
-from builder.files import read_text, sha256_file, write_text
+from builder.files import read_text, sha256_file, sweep, write_text
 from builder.pinned import MAX_RECIPE_BYTES, PinnedRecipe
 from builder.record import Plan, SplitPlan, Statistics
 from builder.remote import Place, StorePath
@@ -238,6 +238,7 @@ def state_files(out: Path, names: Iterable[str] | None = None) -> None:
         NotABuildError: what is there cannot be read.
     """
     path = out / STATISTICS_FILE
+    sweep(path)
     try:
         text = read_text(path, MAX_BYTES[STATISTICS_FILE])
         stated = parse_json(text).get("files")

@@ -174,15 +174,25 @@ def _compiled(
 ) -> Any:
     """Return an OpenVINO request for inputs of some shapes, from a torch module traced on others.
 
-    Tracing runs the module, so it is done on one image.
+    Tracing runs the module, so it is done on one image, a white one. What torch gives for it is
+    looked at: OpenVINO's LeakyReLU makes a number of NaN, so that its outputs may look sound.
+
+    Raises:
+        FloatingPointError: the module gives NaN or infinity.
     """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     # Not through `openvino.convert_model`, which is this and a message to Intel about it.
     with torch.inference_mode():
-        example = tuple(torch.zeros(shape) for shape in traced)
+        example = tuple(torch.ones(shape) for shape in traced)
+        outputs: list[Any] = []
+        seen = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         script = torch.jit.trace(module.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+        seen.remove()
+        for output in outputs[0] if isinstance(outputs[0], tuple) else outputs:
+            if not bool(output.isfinite().all()):
+                raise FloatingPointError("gives NaN or infinity for a white picture")
         decoder = TorchScriptPythonDecoder(script, skip_freeze=True)  # else it runs twice
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))

@@ -202,6 +202,11 @@ class DepthEstimator:
             else:
                 with _one_thread():
                     self._run = OpenVinoBackend(network, precision, self.batch_size, self._input)
+        except FloatingPointError as error:
+            raise DepthModelError(
+                f"depth model {self.info.model!r} {error} in precision {precision}; the training "
+                "that made it may have diverged. Fetch or train it again."
+            ) from None
         except RuntimeError as error:
             advice = "--backend torch" if self.backend == "openvino" else "--device cpu"
             raise DepthModelError(

@@ -128,7 +128,7 @@ def _converted(checkpoint: Path) -> Path:
             "with `fgbg convert-depth` and name the new folder."
         )
     try:
-        convert(checkpoint, folder)
+        convert(checkpoint, folder, refill=True)
     except DepthModelError:
         if not done.is_file():  # or another build has put it there meanwhile
             raise

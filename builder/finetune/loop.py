@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                 # Adam keeps its step count on the CPU, wherever the parameter is.
                 place = "cpu" if value.ndim == 0 else parameter.device
                 optimizer.state[parameter][key] = value.to(place)
-    except (RuntimeError, KeyError):
+    except (RuntimeError, KeyError, ValueError):
         raise TrainingError(
             f"{path} was made with another model; give that one, or delete the file to start again."
         ) from None

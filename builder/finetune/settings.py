@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from builder.typed import check
+
 Errors = dict[str, float]
 """Number of images and mean error by name of the metric, of one split."""
 
@@ -48,10 +50,17 @@ class Settings:
 
 @dataclass
 class Progress:
-    """How far a run is: what a checkpoint holds beside tensors and settings."""
+    """How far a run is: what a checkpoint holds beside tensors and settings.
+
+    Raises:
+        RecipeError: a field has the wrong type.
+    """
 
     step: int = 0
     position: Position | None = None
     before: dict[str, Errors] = field(default_factory=dict)
     losses: list[tuple[int, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from builder.depth import Device, locate_model, pick_device
 from builder.depth.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
 from builder.depth.densedepth.metrics import METRICS, DepthMetrics
-from builder.errors import TrainingError
+from builder.errors import RecipeError, TrainingError
 from builder.files import write_text
 from builder.finetune.card import (
     CARD_FILE,
@@ -46,6 +46,7 @@ from builder.finetune.pairs import Pairs, Row, batches
 from builder.finetune.settings import Errors, Progress, Settings
 from builder.layout import RECIPE_FILE
 from builder.recipe import Recipe
+from builder.typed import read
 
 Depth = npt.NDArray[np.float32]
 Example = tuple[torch.Tensor, torch.Tensor]
@@ -184,8 +185,11 @@ class Finetuning:
                 f"{path} is of a run with other settings:\n{text}\n"
                 "Repeat those, or choose another OUT."
             )
+        try:
+            self.progress = read(Progress, state, str(path))
+        except RecipeError as error:
+            raise TrainingError(f"{error}\nDelete {path} to start again.") from None
         load_checkpoint(path, self.model, self.optimizer)
-        self.progress = Progress(**state)
 
     def save(self) -> None:
         """Write the checkpoint: whole or not at all."""

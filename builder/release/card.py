@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from functools import reduce
@@ -17,6 +18,7 @@ import numpy as np
 from builder.errors import CardError, summarized
 from builder.files import read_text, sweep, write_text
 from builder.layout import (
+    ARROW_PREFIX,
     CARD_FILE,
     MAX_BYTES,
     SOURCES_FILE,
@@ -109,35 +111,46 @@ def card_text(
 
     Raises:
         NotABuildError: `out` is not a finished build.
-        CardError: the old card cannot be read, or its metadata is not YAML.
+        CardError: the old card cannot be read, its metadata is not YAML, or the card would be
+            too large to be read again.
     """
     import jinja2
 
     pinned = read_recipe(out).public()
     splits = read_statistics(out, Plan(pinned))
-    keys, text = card_parts(read_card(out / CARD_FILE) if old is None else old)
-    kept = {key: value for key, value in keys.items() if key not in _OWNED}
+    metadata, text = _halves(read_card(out / CARD_FILE) if old is None else old)
+    nodes, keys = _read_metadata(metadata)
+    kept = [(key, value) for key, value in nodes if key.value not in _OWNED]
     if license:
         check_license_id(license)
-        kept["license"] = license
     config = config or _records_config(keys)
     values = _yaml(out, pinned, splits, config, table or out / TABLE_FILE)
     ours = {entry["config_name"] for entry in values["configs"]}
     for key in ("configs", "dataset_info"):
         values[key] += _foreign(keys, key, ours)
-    headings = _headings(text)
+    if license and license != keys.get("license"):
+        kept = [(key, value) for key, value in kept if key.value != "license"]
+        values["license"] = license
+    title = printable(title) if title else None
     variables = _variables(out, pinned, splits)
     name = name or out.absolute().name
-    variables["title"] = printable(title or (headings[0][1] if headings else _cell(name)))
+    variables["title"] = title or printable(_cell(name))
     variables["location"] = _literal(location or _location(text) or name)
     variables["config"] = config
     _, _, template = TEMPLATE.read_text(encoding="utf-8").split("---\n", 2)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)  # noqa: S701 - Markdown
     body = _merged(text, environment.from_string(template).render(**variables))
-    if title and (headings := _headings(body)):
-        (start, stop), _ = headings[0]
-        body = f"{body[:start]}# {title}{body[stop:]}"
-    return f"---\n{_yaml_text({**values, **kept})}---\n\n{body}"
+    if title:
+        start, stop = _heading(body)
+        gap = "" if stop else "\n\n"
+        body = f"{body[:start]}# {title}{gap}{body[stop:]}"
+    card = f"---\n{_yaml_text(values, kept)}---\n\n{body}"
+    if (size_bytes := len(card.encode())) > MAX_BYTES[CARD_FILE]:
+        raise CardError(
+            f"{CARD_FILE} of {location or out} would have {size_bytes:,} bytes, and at most "
+            f"{MAX_BYTES[CARD_FILE]:,} are read; shorten what was written into it."
+        )
+    return card
 
 
 def read_card(path: Path) -> str:
@@ -156,14 +169,24 @@ def read_card(path: Path) -> str:
 
 # Everything between the two is written by us and replaced as a whole. No other marker stands
 # inside, so that one that lost its partner swallows nothing; a person may speak of them in a line.
-_BLOCK = re.compile(
+_BLOCK = (
     r"^<!-- fgbg:(?P<name>\w+) begin\b[^>\n]*-->$(?:(?!^<!-- fgbg:).)*"
-    r"^<!-- fgbg:(?P=name) end -->$",
-    re.DOTALL | re.MULTILINE,
+    r"^<!-- fgbg:(?P=name) end -->$"
 )
+# Where Markdown reads no heading (CommonMark 4.5, 4.6) and a mark is only spoken of: code, HTML.
+_FENCE = r"^ {0,3}(?P<fence>`{3,16}(?=[^`\n]*$)|~{3,16}(?!~))"
+_ENDS = r"(?=^<!-- fgbg:)|\Z"  # of what has no end of its own
+_HTML = (
+    rf"^ {{0,3}}(?:<!--.*?(?:-->|{_ENDS})"
+    rf"|<(?P<tag>pre|script|style|textarea)\b.*?(?:</(?P=tag)>|{_ENDS})"
+    r"|</?[A-Za-z][\w-]*(?:[ \t/][^\n]*)?>[ \t]*$(?:\n[ \t]*[^\s<][^\n]*)*)"
+)
+_HEADING = r"^ {0,3}#[ \t][^\n]*$|^(?![ \t>#-])[^\n]+\n {0,3}=+[ \t]*$"
+_PART = re.compile(f"{_BLOCK}|{_FENCE}|{_HTML}|(?P<heading>{_HEADING})", re.DOTALL | re.MULTILINE)
+_WHOLE = re.compile(_BLOCK, re.DOTALL | re.MULTILINE)
+_MARK = re.compile("^<!-- fgbg:", re.MULTILINE)
 _WEB_ADDRESS = re.compile(r"https?://[^\s<>|`\\]+", re.ASCII)
 _LOCATION = re.compile(r'load_dataset\(("(?:[^"\\\n]|\\.)+")')
-_FENCE = re.compile(r"^ {0,3}(```+|~~~+)")
 _MAX_YAML_EVENTS, _MAX_YAML_DEPTH = 100_000, 40
 
 
@@ -183,22 +206,42 @@ def card_parts(card: str) -> tuple[dict[str, Any], str]:
     Raises:
         CardError: the metadata is not YAML, or is not written out.
     """
+    metadata, text = _halves(card)
+    return _read_metadata(metadata)[1], text
+
+
+def _halves(card: str) -> tuple[str, str]:
+    """Return the YAML at the top of a card, which may be missing, and the text below it."""
     card = card.removeprefix("\ufeff")
     found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", card, re.DOTALL | re.MULTILINE)
-    if not found:
-        return {}, card.replace("\r\n", "\n")
+    metadata, text = (found[1], card[found.end() :]) if found else ("", card)
+    return metadata, text.replace("\r\n", "\n")
+
+
+def _read_metadata(text: str) -> tuple[list[tuple[Any, Any]], dict[str, Any]]:
+    """Return the keys of a card's YAML as nodes, which are what was written, and as values.
+
+    Raises:
+        CardError: it is not YAML, or is not written out.
+    """
     try:
         with refusing("is not YAML"):
-            keys = _parsed(found[1]) or {}
+            root, keys = _parsed(text)
+            if not keys:
+                return [], {}
             if not isinstance(keys, dict):
                 raise Unreadable("holds no keys")
     except Unreadable as reason:
         raise CardError(f"the metadata at the top of {CARD_FILE} {reason}.") from None
-    return keys, card[found.end() :].replace("\r\n", "\n")
+    return root.value, keys
 
 
-def _parsed(text: str) -> Any:
-    """Parse YAML that stands for no more than is written: no aliases, no nesting without end."""
+def _parsed(text: str) -> tuple[Any, Any]:
+    """Parse YAML that stands for no more than is written: no aliases, no nesting without end.
+
+    Returns:
+        Its root node, None of an empty text, and what that stands for.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -213,9 +256,9 @@ def _parsed(text: str) -> Any:
     reader = loader(text)
     try:
         if (root := reader.get_single_node()) is None:
-            return None
+            return None, None
         _refuse_equal_keys(root)
-        return reader.construct_document(root)
+        return root, reader.construct_document(root)
     finally:
         reader.dispose()
 
@@ -232,20 +275,29 @@ def _refuse_equal_keys(node: Any) -> None:
         _refuse_equal_keys(each)
 
 
-def _yaml_text(values: dict[str, Any]) -> str:
-    import yaml
+def _yaml_text(values: dict[str, Any], kept: list[tuple[Any, Any]]) -> str:
+    """Return the YAML of our values, with a person's keys, as nodes, in their places or below.
 
-    class Dumper(yaml.SafeDumper):  # type: ignore[misc] # untyped
+    Nodes, for `language: no` and `arxiv: 2401.10` are not what Python would write of their values.
+    """
+    import yaml
+    from yaml.representer import SafeRepresenter
+
+    class Representer(SafeRepresenter):  # type: ignore[misc] # untyped
         def ignore_aliases(self, _data: object) -> bool:
             return True
 
-    text: str = yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    root = Representer(default_flow_style=False, sort_keys=False).represent_data(values)
+    theirs = {key.value: (key, value) for key, value in kept}
+    root.value = [theirs.pop(key.value, (key, value)) for key, value in root.value]
+    root.value += theirs.values()
+    text: str = yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
     return text
 
 
 def blocks_of(text: str) -> dict[str, str]:
     """Return the blocks of a card's text that are written by us, with their marks, by name."""
-    return {block["name"]: block[0] for block in _BLOCK.finditer(text)}
+    return {block["name"]: block[0] for block in _parts(text) if block["name"]}
 
 
 def tables_of(block: str) -> dict[tuple[str, str], tuple[int, dict[str, str]]]:
@@ -269,20 +321,37 @@ def tables_of(block: str) -> dict[tuple[str, str], tuple[int, dict[str, str]]]:
     return rows
 
 
-def _headings(text: str) -> list[tuple[tuple[int, int], str]]:
-    """Return (start, end) and text of the main headings, which lie outside code and our blocks."""
-    found, at, fence = [], 0, ""
-    text = _BLOCK.sub(lambda block: re.sub(r"[^\n]", " ", block[0]), text)
-    for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        if fence:
-            fence = "" if mark and mark[1].startswith(fence) else fence
-        elif mark:
-            fence = mark[1]
-        elif heading := re.match(r"# (.+)", line):
-            found.append(((at, at + heading.end()), heading[1].strip()))
-        at += len(line)
-    return found
+def _heading(text: str) -> tuple[int, int]:
+    """Return start and end of the first main heading outside of our blocks; (0, 0) without one."""
+    return next((part.span() for part in _parts(text) if part["heading"]), (0, 0))
+
+
+def _parts(text: str) -> Iterator[re.Match[str]]:
+    """Give our blocks, as the group `name`, and main headings of a card, outside of code and HTML.
+
+    A fence that is never closed is no code: it would swallow all blocks below it.
+    """
+    at, open_for_good = 0, set[str]()
+    while part := _PART.search(text, at):
+        at = part.end()
+        fence = part["fence"]
+        if fence is None:
+            yield part
+        elif fence not in open_for_good:
+            close = re.compile(rf"^ {{0,3}}{fence}{fence[0]}*[ \t]*$", re.MULTILINE)
+            if end := close.search(text, at):
+                at = _lone_mark(text, at, end.start()) or end.end()
+            else:
+                open_for_good.add(fence)
+
+
+def _lone_mark(text: str, start: int, stop: int) -> int | None:
+    """Return where a mark without its partner stands between two places."""
+    while mark := _MARK.search(text, start, stop):
+        if not (block := _WHOLE.match(text, mark.start(), stop)):
+            return mark.start()
+        start = block.end()
+    return None
 
 
 def _location(text: str) -> str | None:
@@ -296,7 +365,7 @@ def _location(text: str) -> str | None:
 
 def _literal(text: str) -> str:
     """Return a text as it stands between quotes in Python, and does no harm in Markdown."""
-    quoted = json.dumps(printable(text), ensure_ascii=False)[1:-1]
+    quoted = printable(json.dumps(text, ensure_ascii=False)[1:-1])
     return re.sub("[`|<]", lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 
@@ -307,19 +376,28 @@ def _merged(old: str, new: str) -> str:
     if not old.strip():
         return new
     if not held.keys() & blocks.keys():  # others wrote it: ours goes below, without its heading
-        (start, stop), _ = _headings(new)[0]
+        start, stop = _heading(new)
         return f"{old.strip()}\n\n{(new[:start] + new[stop:]).strip()}\n"
-    text = _BLOCK.sub(lambda block: blocks.get(block["name"], ""), old)
+    text, at = "", 0
+    for part in _parts(old):
+        if part["name"]:
+            text += old[at : part.start()] + blocks.get(part["name"], "")
+            at = part.end()
+    text += old[at:]
     lacking = [block for name, block in blocks.items() if name not in held]
     return "\n\n".join([text.strip(), *lacking]) + "\n"
 
 
 def _records_config(keys: dict[str, Any]) -> str:
     """Return what a card calls the config of the records: that of just the files of our splits."""
+    return _held_config(keys) or RECORDS_CONFIG
+
+
+def _held_config(keys: dict[str, Any]) -> str | None:
     found = [entry for entry in entries_of(keys, "configs") if _is_records(entry)]
     found.sort(key=lambda entry: (not entry.get("default"), -len(entry["data_files"])))
     name = str(found[0].get("config_name", "")) if found else ""
-    return name if re.fullmatch(r"\w[\w.-]*", name) else RECORDS_CONFIG
+    return name if re.fullmatch(r"\w[\w.-]*", name) else None
 
 
 def _is_records(entry: dict[str, Any]) -> bool:
@@ -334,23 +412,43 @@ def _is_records(entry: dict[str, Any]) -> bool:
 
 
 def _foreign(keys: dict[str, Any], key: str, ours: set[str]) -> list[dict[str, Any]]:
-    """Return the entries of configs that others added: of other names than ours has, and had."""
-    ours = {*ours, _records_config(keys)}
-    others = [e for e in entries_of(keys, key) if str(e.get("config_name")) not in ours]
-    if key == "configs":  # there is one default, and it is ours
-        return [{k: v for k, v in entry.items() if k != "default"} for entry in others]
-    names = {e.get("config_name") for e in entries_of(keys, "configs")}
-    return [entry for entry in others if entry.get("config_name") in names]
+    """Return the entries of configs that others added: of other names than ours has, and had.
+
+    Raises:
+        CardError: one has the name of ours, and files that lie elsewhere.
+    """
+    held = [entry for entry in _entries(keys, key) if "config_name" in entry]
+    ours = {*ours, _held_config(keys) or ""}
+    others = [entry for entry in held if str(entry["config_name"]) not in ours]
+    names = [entry.get("config_name") for entry in _entries(keys, "configs")]
+    if key == "dataset_info":
+        return [entry for entry in others if entry["config_name"] in names]
+    for entry in held:
+        if entry not in others and _lies_elsewhere(entry):
+            raise CardError(
+                f"{CARD_FILE} has a config {shown(entry['config_name'])} of files that are not of "
+                "this set, and would lose it; give that config another name, or (fgbg push) the "
+                "records' another --config."
+            )
+    # There is one default, and it is ours.
+    return [{k: v for k, v in entry.items() if k != "default"} for entry in others]
+
+
+def _lies_elsewhere(entry: dict[str, Any]) -> bool:
+    """Whether a config names files, and none in the folders that are ours."""
+    files = " ".join(str(entry[key]) for key in ("data_files", "data_dir") if entry.get(key))
+    ours = "|".join(map(re.escape, ("data/", ARROW_PREFIX, *_FOLDERS)))
+    return files != "" and not re.search(rf"(?<![\w/-])({ours})", files)
+
+
+def _entries(keys: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    value = keys.get(key)
+    return [e for e in (value if isinstance(value, list) else [value]) if isinstance(e, dict)]
 
 
 def entries_of(keys: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """Return the entries of `configs` or `dataset_info`; what is not an entry is left out."""
-    value = keys.get(key)
-    return [
-        entry
-        for entry in (value if isinstance(value, list) else [value])
-        if isinstance(entry, dict) and isinstance(entry.get("config_name", ""), str)
-    ]
+    return [e for e in _entries(keys, key) if isinstance(e.get("config_name", ""), str)]
 
 
 def own_entries(keys: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:

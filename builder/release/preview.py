@@ -54,7 +54,7 @@ from builder.release.ground_sheet import with_ground
 from builder.schema import MASK_ON, preview_columns, record_columns
 from builder.sources import Kind, prepared_source, stored_columns
 from builder.tables import Table, write_rows
-from builder.untrusted import Unreadable, printable, refusing
+from builder.untrusted import Unreadable, one_line, printable, refusing
 
 FIFTYONE_HINT = "format: ParquetFilesDataset\nfilepath: fg_bg\nmask_fields: mask\n"
 
@@ -182,18 +182,24 @@ def write_preview(out: Path, into: Path | None = None) -> tuple[Path, Path, Path
         NotABuildError: the folder is not a finished build, or a file of it is missing or damaged.
     """
     pinned = read_recipe(out)
-    picture, text = draw_preview(out, pinned)
-    sheet, page, table = ((into or out) / name for name in (SHEET_FILE, PAGE_FILE, TABLE_FILE))
-    for path in (sheet, page, table):
+    try:
+        (picture, text), rows = draw_preview(out, pinned), _table_rows(out, pinned)
+    except ValueError as error:  # a picture that can be opened, and is not what a build writes
+        raise NotABuildError(
+            f"{out} has a record that cannot be drawn ({one_line(error)}); see `fgbg verify`."
+        ) from None
+    names = (SHEET_FILE, PAGE_FILE, TABLE_FILE, FIFTYONE_FILE)
+    sheet, page, table, hint = paths = [(into or out) / name for name in names]
+    for path in paths:
         path.parent.mkdir(exist_ok=True)
         sweep(path)
     write_bytes(sheet, picture)
     write_text(page, text)
     columns = preview_columns(pinned.recipe, pinned.categories)
-    write_rows(table, columns, _table_rows(out, pinned))
-    write_text((into or out) / FIFTYONE_FILE, FIFTYONE_HINT)
+    write_rows(table, columns, rows)
+    write_text(hint, FIFTYONE_HINT)
     if into is None:
-        state_files(out, (SHEET_FILE, PAGE_FILE, TABLE_FILE, FIFTYONE_FILE))
+        state_files(out, names)
     return sheet, page, table
 
 

@@ -11,13 +11,13 @@ import logging
 import os
 import random
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tqdm import tqdm
@@ -30,7 +30,7 @@ from builder.errors import (
     PublishFailedError,
     RecipeError,
 )
-from builder.files import open_regular, read_text, sha256_file
+from builder.files import open_regular, read_text, sha256_file, sweep, temporary_name
 from builder.hub import is_connection, request_errors, response_of, words
 from builder.layout import (
     BACKGROUNDS_FILE,
@@ -51,7 +51,7 @@ from builder.layout import (
 )
 from builder.pinned import PinnedRecipe
 from builder.record import Plan
-from builder.release.card import card_keys, card_text, read_card, records_config
+from builder.release.card import card_keys, card_text, records_config
 from builder.release.preview import write_preview
 from builder.release.verify import verify
 from builder.remote import on_this_machine
@@ -73,6 +73,7 @@ _MAX_HELD_BYTES = 2**26  # of a file that is held in memory until it is sent
 # them, and the loop below repeats the others.
 _PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 _LEFT_TO_US = (409, 412)  # of the requests that send files
+_LONGEST_PUSH_S = 7 * 86_400
 _TRIES = 8  # of each kind of failure, before a step is given up
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_RETRY_AFTER_S = 1.0, 60.0, 900.0
 
@@ -210,15 +211,19 @@ def _staged(out: Path) -> Iterator[tuple[Path, Path]]:
 
     Nobody's page goes out under another's name. Of an Arrow build the folder is a copy as Parquet.
     """
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as name:
-        folder, made = out, Path(name) / "made"
-        made.mkdir()
+    sweep(out.absolute(), _LONGEST_PUSH_S)
+    stage = out.absolute().parent / temporary_name(out.absolute().name)
+    folder, made = out, stage / "made"
+    try:
+        made.mkdir(parents=True)
         if built_format(out) != "parquet":
-            folder = Path(name) / out.name
+            folder = stage / out.absolute().name
             folder.mkdir()
             copy_as_parquet(out, folder)
         write_preview(folder, made)
         yield folder, made
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
@@ -330,7 +335,7 @@ class _Push:
         self._folder, self._made, self._hub, self._private = folder, made, hub, private
         self._config, self._license = config, license
         self._pinned = read_recipe(folder)
-        self._fixed = _fixed_files(folder, made, self._pinned)
+        self._fixed, self._card = _fixed_files(folder, made, self._pinned), _card_of(folder)
         self._message = commit_message or (
             f"{self._pinned.n_records:,} records by fgbg-dataset {__version__}"
         )
@@ -338,21 +343,15 @@ class _Push:
 
     def _files(self, state: _State) -> dict[str, _File]:
         """Return every file of the published set; the card depends on the one that is there."""
-        here = read_card(self._folder / CARD_FILE)
         card = card_text(
             self._folder,
-            old=state.card or here,
-            license=self._license or _license(state.card) or _license(here),
+            old=state.card or self._card,
+            license=self._license or _license(state.card) or _license(self._card),
             location=self._hub.repo_id,
             config=self._config,
             table=self._made / TABLE_FILE,
-        ).encode()
-        if len(card) > MAX_BYTES[CARD_FILE]:
-            raise PublishError(
-                f"the card of {self._hub.repo_id} would have {len(card):,} bytes, and at most "
-                f"{MAX_BYTES[CARD_FILE]:,} are read; shorten what was written into it."
-            )
-        return {**self._fixed, CARD_FILE: _of_bytes(CARD_FILE, card)}
+        )
+        return {**self._fixed, CARD_FILE: _of_bytes(CARD_FILE, card.encode())}
 
     def plan(self, state: _State) -> PushPlan:
         """Compare the build with what is there, and refuse what must not be published."""
@@ -552,6 +551,11 @@ def _of_path(name: str, folder: Path, sha256: str | None = None) -> _File:
         raise NotABuildError(f"{path} is missing; build the set again.") from None
     except OSError as error:
         raise PublishError(f"{path} is not sent: {one_line(error)}.") from None
+
+
+def _card_of(folder: Path) -> str:
+    """Return the card that is here, in which a person may have written; see `_fixed_files`."""
+    return _of_path(CARD_FILE, folder).text()
 
 
 def _of_bytes(path: str, content: bytes) -> _File:

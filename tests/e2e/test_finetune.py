@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from builder.cli import main
 from builder.depth.densedepth import DenseDepthForDepthEstimation, DenseDepthImageProcessor
+from builder.finetune.loop import _sha256
 from tests.e2e.hub import TOKEN, serve
 from tests.e2e.running import COMMAND, files_of, is_newer, wait_until, written
 from tests.limits import HANG_S
@@ -168,7 +169,7 @@ def test_what_is_in_out_is_never_overwritten(built, model, tmp_path):
 @pytest.mark.parametrize("tuned", ["mapped"], indirect=True)
 def test_a_checkpoint_that_was_changed_is_refused(tuned, built, model, tmp_path):
     options, undisturbed, _ = tuned
-    for change in ("state", "tensor", "settings", "none of ours"):
+    for change in ("state", "tensor", "settings", "none of ours", "newer", "of another hand"):
         out = tmp_path / change.replace(" ", "-")
         out.mkdir()
         with safe_open(undisturbed / CHECKPOINT, "pt") as file:
@@ -180,8 +181,11 @@ def test_a_checkpoint_that_was_changed_is_refused(tuned, built, model, tmp_path)
             tensors["model.head.bias"] += 1
         elif change == "settings":
             del header["state"]["settings"]
-        else:
+        elif change == "none of ours":
             header = {"step": 7}
+        else:  # whole, by its sha256
+            header["state"] |= {"newer": {"pace": 1}, "of another hand": {"recent": "x"}}[change]
+            header["sha256"] = _sha256(header["state"], tensors)
         save_file(tensors, out / CHECKPOINT, {"state": json.dumps(header)})
         before = files_of(out)
         text = run(model, built, out, *options, "--resume", code=2)

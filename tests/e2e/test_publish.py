@@ -29,7 +29,13 @@ from builder.layout import state_files
 from builder.release.preview import DepthScale
 from builder.release.publish import publish
 from builder.release.verify import verify
-from fgbg_dataset import FgbgDataset, NotABuildError, PublishError, PublishFailedError
+from fgbg_dataset import (
+    CardError,
+    FgbgDataset,
+    NotABuildError,
+    PublishError,
+    PublishFailedError,
+)
 from tests.e2e.hub import READ_TOKEN, TOKEN, Hub
 from tests.e2e.running import COMMAND, SPLITS, fgbg, files_of
 from tests.limits import HANG_S
@@ -610,15 +616,32 @@ def test_links_are_not_followed(small, hub, tmp_path, name):
 
 def test_what_is_sent_is_what_was_looked_at(small, hub, tmp_path):
     out = Path(shutil.copytree(small, tmp_path / "small"))
+    (secret := tmp_path / "id_rsa").write_text("a private key")
 
     def exchange(_plan: Any) -> bool:
         (out / "assets/preview.html").write_text("<script>evil()</script>")
         (out / "assets/samples.png").unlink()
+        (out / "README.md").unlink()
+        (out / "README.md").symlink_to(secret)
         return True
 
     assert push(out, hub, approve=exchange).result == "published"
     assert kept(hub.files(REPO)) == sent_set(small)
+    assert b"private key" not in hub.read(REPO, "README.md")
     assert verify(REPO).ok
+
+
+def test_what_a_killed_push_left_beside_the_set_is_swept(small, hub, tmp_path):
+    """Of an Arrow set, a copy of all records."""
+    out = Path(shutil.copytree(small, tmp_path / "small"))
+    old, young = (tmp_path / f".small.{digit * 16}.tmp" for digit in "ab")
+    for folder in (old, young):
+        (folder / "made").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    push(out, hub, dry_run=True)
+    assert not old.exists()
+    assert young.exists()
+    assert {path.name for path in tmp_path.glob(".small*")} == {young.name}
 
 
 def test_a_page_of_another_hand_is_refused(small, hub, tmp_path):
@@ -632,7 +655,7 @@ def test_a_page_of_another_hand_is_refused(small, hub, tmp_path):
 def test_a_card_too_large_to_be_read_again_is_not_sent(small, hub):
     push(small, hub)
     hub.write(REPO, "README.md", hub.read(REPO, "README.md").ljust(2**20, b"w"))
-    with pytest.raises(PublishError, match="at most 1,048,576 are read"):
+    with pytest.raises(CardError, match="at most 1,048,576 are read"):
         push(small, hub, license="mit")
 
 

@@ -829,18 +829,22 @@ def build_with(checkpoint: Path, sources: tuple[Path, Path], out: Path) -> tuple
     return (*command, "--depth-model", checkpoint)
 
 
+@pytest.mark.parametrize("half_filled", [False, True])
 def test_builds_take_a_checkpoint_and_convert_it_once(
     files: dict[str, Path],
     sources: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    half_filled: bool,
 ) -> None:
-    """Two that were started together; an empty folder lies where the model goes."""
+    """Two that were started together; an empty folder lies where the model goes, or half of it."""
     source = tmp_path / "nyu.h5"
     shutil.copy(files["legacy"], source)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     cache = tmp_path / "home" / "fgbg" / "densedepth"
     (cache / sha256_file(source)).mkdir(parents=True)
+    if half_filled:
+        (cache / sha256_file(source) / "model.safetensors").write_bytes(b"of a killed conversion")
     both = [start(*build_with(source, sources, tmp_path / name)) for name in "ab"]
     for process in both:
         _, stderr = process.communicate(timeout=HANG_S)

@@ -193,6 +193,21 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model, tmp_path, backend, 
         DepthEstimator(located, recipe, device="cpu", backend=backend)
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_weights_that_make_no_numbers_are_refused(tiny_model, tmp_path, precision):
+    """Numbers all of them; but of a negative variance a BatchNorm makes NaN, OpenVINO a depth."""
+
+    def damage(model: Any) -> None:
+        for name, value in model.named_buffers():
+            if name.endswith("running_var"):
+                value.fill_(-1)
+
+    recipe = replace(edited(tiny_model, tmp_path / "damaged", damage), precision=precision)
+    recipe, located = locate_model(recipe)
+    with pytest.raises(DepthModelError, match=r"damaged' gives NaN or infinity for a white pict"):
+        DepthEstimator(located, recipe, device="cpu", backend="openvino")
+
+
 def overflow_densedepth(model: Any) -> None:
     model.decoder.up_steps[-1].conv_b.bias.fill_(1e30)
     model.head.weight.fill_(3e38)

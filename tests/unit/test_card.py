@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from builder.build.options import BuildOptions
 from builder.errors import CardError, NotABuildError
 from builder.layout import BACKGROUNDS_FILE
-from builder.release.card import card_keys, card_text, records_config, write_card
+from builder.release.card import blocks_of, card_keys, card_text, records_config, write_card
 from builder.sources.licenses import check_license_id
 from fgbg_dataset import FgbgDataset
 
@@ -238,3 +238,64 @@ def test_a_license_that_is_no_identifier_is_refused_before_and_after_a_build(
 @pytest.mark.parametrize("text", ["mit", "cc-by-sa-4.0", "cc0-1.0", "c-uda", "lgpl-lr"])
 def test_identifiers_of_the_hub_are_licenses(text: str) -> None:
     check_license_id(text)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "```\n```python\n# comment\n```\n\n# Blobs\n", "```x``` is code\n\n# Blobs\n",
+        "~~~~\n~~~\n# comment\n~~~~\n\n# Blobs\n", "<!--\n# comment\n-->\n\n# Blobs\n",
+        "<pre>\n# comment\n</pre>\n\n# Blobs\n", "Blobs\n=====\n",
+        "  # Blobs #\n", "#\tBlobs\n", "",
+    ],
+)  # fmt: skip
+def test_a_title_replaces_the_heading_that_markdown_shows(out: Path, fresh: str, head: str) -> None:
+    new = card_text(out, old=fresh.replace("# blobs\n", head), title="Round blobs")
+    assert re.findall(r"^#.*blobs.*$|^=+$", new, re.MULTILINE | re.IGNORECASE) == ["# Round blobs"]
+    assert new.count("# comment") == head.count("# comment")
+
+
+def test_a_title_is_one_line(out: Path, fresh: str) -> None:
+    new = card_text(out, old=fresh, title="a\n<!-- fgbg:use begin -->")
+    assert "\n# a\\n<!-- fgbg:use begin -->\n" in new
+    assert [*blocks_of(new)] == list(BLOCKS)
+
+
+def test_marks_that_a_person_shows_in_code_are_text(out: Path, fresh: str) -> None:
+    shown = "```markdown\n<!-- fgbg:use begin -->\nours\n<!-- fgbg:use end -->\n```\n"
+    for old in (f"{fresh}\n{shown}", fresh.replace("# blobs\n", f"# blobs\n\n{shown}")):
+        assert card_text(out, old=old) == old
+
+
+def test_a_fence_that_is_not_closed_swallows_no_mark_for_good(out: Path, fresh: str) -> None:
+    new = card_text(out, old=fresh.replace("# blobs\n", "# blobs\n\n```\n"))
+    assert card_text(out, old=new) == new
+    assert sorted(blocks_of(new)) == sorted(BLOCKS)
+
+
+def test_yaml_of_a_person_stays_as_it_was_written(out: Path, fresh: str) -> None:
+    """YAML 1.1 reads Norwegian as false and a version as a number."""
+    lines = "language: no\narxiv: 2401.10\nversion: 1.10\n'on': yes\ntime: 12:30:45\nbig: 1_000\n"
+    old = fresh.replace("---\n\n# blobs", f"{lines}---\n\n# blobs")
+    assert card_text(out, old=old) == old
+
+
+@pytest.mark.parametrize("name", ["default", "foregrounds"])
+def test_a_config_of_our_name_and_other_files_is_not_lost(out: Path, name: str) -> None:
+    old = f"---\nconfigs:\n- config_name: {name}\n  data_files: mine/*.csv\n---\n\n# Mine\n"
+    with pytest.raises(CardError, match=f"has a config '{name}' of files that are not of this set"):
+        card_text(out, old=old)
+    if name == "default":
+        configs = card_keys(card_text(out, old=old, config="blobs"))["configs"]
+        assert configs[0]["config_name"] == "blobs"
+        assert configs[-1] == {"config_name": "default", "data_files": "mine/*.csv"}
+
+
+def test_a_card_that_could_not_be_read_again_is_not_written(out: Path, fresh: str) -> None:
+    path = out / "README.md"
+    old = fresh.replace("## Use", "").ljust(2**20 - 1, "w")
+    path.write_text(old)
+    with pytest.raises(CardError, match="at most 1,048,576 are read; shorten"):
+        write_card(out)
+    assert path.read_text() == old
+    path.write_text(fresh)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -456,6 +457,31 @@ def test_a_description_or_sources_of_another_kind_are_named(
         with pytest.raises(NotABuildError, match=f"{name} cannot be read"):
             write_preview(tmp_path)
         (tmp_path / name).write_bytes(content)
+
+
+def test_a_picture_that_no_build_writes_is_told(sources: Folders, tmp_path: Path) -> None:
+    """One that can be opened: a colour picture where a mask should be."""
+    make_build(tmp_path, sources, size=16, foreground_size=8, placements=1, holdout=0)
+    path = tmp_path / "data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    stream = io.BytesIO()
+    Image.new("CMYK", (16, 16)).save(stream, "JPEG")
+    field, at = table.schema.field("mask"), table.schema.get_field_index("mask")
+    values = pa.array([{"bytes": stream.getvalue(), "path": None}] * len(table), field.type)
+    pq.write_table(table.set_column(at, field, values), path, compression="none")
+    with pytest.raises(NotABuildError, match=r"has a record that cannot be drawn .*fgbg ver"):
+        write_preview(tmp_path)
+
+
+def test_what_killed_writers_left_is_swept(sources: Folders, tmp_path: Path) -> None:
+    make_build(tmp_path, sources, size=16, foreground_size=8, placements=1, holdout=0)
+    for name in ("fiftyone.yml", "assets/statistics.json", "assets/samples.png"):
+        left = tmp_path / name
+        left = left.with_name(f".{left.name}.{'0' * 16}.tmp")
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+    write_preview(tmp_path)
+    assert not [*tmp_path.rglob(".*")]
 
 
 def test_a_folder_that_is_no_build(tmp_path: Path) -> None:

@@ -177,6 +177,9 @@ WRONG = {
     "text": (lambda r: "train", "give a list of at least one row, or a dict"),
     "no mask": (lambda r: without(r, "mask"), "no column mask; they have record_id, fg_bg, depth"),
     "uneven rows": (lambda r: [*r, *without(r, "depth")], "some rows have no column 'depth'"),
+    "uneven objects": (
+        lambda r: [{**r[0], "objects": {}}, *r[1:]], "some rows have no column 'objects'"
+    ),
     "uneven columns": (
         lambda r: {"fg_bg": [x["fg_bg"] for x in r], "mask": [r[0]["mask"]]},
         "different numbers of rows: fg_bg 3, mask 1",

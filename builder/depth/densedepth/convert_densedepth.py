@@ -187,6 +187,7 @@ def convert(
     max_depth: float = 10.0,
     leaky_between_convs: bool | None = None,
     dtype: Dtype = "float32",
+    refill: bool = False,
 ) -> Conversion:
     """Convert a DenseDepth checkpoint to a Transformers model folder.
 
@@ -205,6 +206,8 @@ def convert(
         leaky_between_convs: LeakyReLU after an up-step's first convolution too. Needed only where
             the file does not say it; None then means no, as before 2019-03-11.
         dtype: type of the saved weights.
+        refill: whether `out_dir` may hold what a conversion that was killed, or is at work, has
+            put there.
 
     Returns:
         What was found and made.
@@ -216,7 +219,7 @@ def convert(
     Source: arXiv 1812.11941, sections 3.1, 3.2 and 4.1.
     """
     source, out_dir = Path(source), Path(os.path.realpath(out_dir))  # a link may be to nothing yet
-    _check_arguments(source, out_dir, max_depth, dtype)
+    _check_arguments(source, out_dir, max_depth, dtype, refill)
     with _open_checkpoint(source) as checkpoint:
         leaky, leaky_from = _find_flavour(checkpoint, leaky_between_convs)
         config = _find_config(checkpoint, leaky, align_corners, max_depth)
@@ -241,7 +244,9 @@ def _refuse(path: Path, reason: str) -> NoReturn:
     raise DepthModelError(f"{path}: {reason}") from None
 
 
-def _check_arguments(source: Path, out_dir: Path, max_depth: float, dtype: str) -> None:
+def _check_arguments(
+    source: Path, out_dir: Path, max_depth: float, dtype: str, refill: bool
+) -> None:
     """Refuse what can be refused before the file is opened."""
     if dtype not in DTYPES:
         raise DepthModelError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}.")
@@ -263,7 +268,8 @@ def _check_arguments(source: Path, out_dir: Path, max_depth: float, dtype: str) 
     for place in (out_dir, out_dir.parent):  # a conversion may have been killed here
         sweep(place / out_dir.name)
     try:
-        taken = out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir()))
+        filled = out_dir.is_dir() and any(out_dir.iterdir())
+        taken = (filled and not refill) or (out_dir.exists() and not out_dir.is_dir())
     except OSError as error:
         _refuse(out_dir, f"cannot be read ({error.strerror}); choose another output folder.")
     if taken:
