@@ -1,9 +1,10 @@
 """How right scenes are, on rendered rooms and streets whose floor and depth are known exactly.
 
-Prints three tables: where the ground is found, given exact, noisy and estimated depth; how far the
-depth of a pasted object is off, composed and by the network on the composite; and how fast records
-are made. `python benchmarks/scenes.py --scenes 8` measures 8 scenes of each of six kinds, from
-seeds that nothing was tuned on. `--records 20000` sets what the table of speed is measured on.
+Prints tables: where the ground is found, given exact, noisy and estimated depth; how often one is
+found where there is none; how far the depth of a pasted object is off, composed and by the network
+on the composite; and how fast records are made. `python benchmarks/scenes.py --scenes 8` measures
+8 scenes of each of six kinds, from seeds that nothing was tuned on. `--records 20000` sets what
+the table of speed is measured on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +99,29 @@ def ground_row(name: str, maps: list[np.ndarray], scenes: list[Rendered]) -> str
     figures = f"{np.median(precision):.3f} | {np.mean(precision):.3f}"
     off = f"{100 * np.median(horizon):.1f} % | {100 * np.percentile(horizon, 90):.1f} %"
     return f"| {name} | {len(precision)} | {n_free} | {figures} | {off} |"
+
+
+def above_horizon(scene: Rendered) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give squares above the horizon, as a picture and its exact depth: no ground is in them."""
+    side = int(min(scene.horizon_px, SIZE)) - 6
+    if side < SIZE // 4:
+        return
+    for left in (0, (SIZE - side) // 2, SIZE - side):
+        part = np.s_[:side, left : left + side]
+        picture = Image.fromarray(scene.picture[part]).resize(
+            (SIZE, SIZE), Image.Resampling.BICUBIC
+        )
+        depth = Image.fromarray(scene.depth_mm[part]).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+        yield np.asarray(picture), np.asarray(depth)
+
+
+def false_row(name: str, maps: list[np.ndarray]) -> str:
+    n_found = 0
+    for depth in maps:
+        with suppress(NoGround):
+            fit_ground(inverse_depth(depth, FAR, inverse=False))
+            n_found += 1
+    return f"| {name} | {len(maps)} | {n_found} |"
 
 
 @dataclass(frozen=True)
@@ -267,6 +292,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name, maps in (("exact", exact), ("8 % smooth noise", noisy), ("demo model", estimated)):
         print(ground_row(name, maps, scenes))
+    squares = [square for scene in scenes for square in above_horizon(scene)]
+    print("\n| depth of a square above the horizon | squares | grounds, all false |\n|---|---|---|")
+    print(false_row("exact", [depth for _, depth in squares]))
+    print(false_row("demo model", [estimator(picture[None])[0] for picture, _ in squares]))
     print("\n| depth inside the object | boards | abs-rel, mean | median | 90 % |")
     print("|---|---|---|---|---|")
     print("\n".join(labels(scenes, estimated, estimator)))

@@ -185,7 +185,7 @@ BACKDROP_COLUMNS = (
     Column("ground", "Image", "(size, size) 1 bit", "", "where objects stand; null: nowhere"),
     Column("ground_plane", "int64:3", "", "", "a, b, c: a u + b v + c is inverse depth there"),
     Column("ground_edges", "int64:7", "", "", "inverse depths between bands of distance"),
-    Column("ground_support", "float32", "0 to 1", "", "share of the picture on that plane"),
+    Column("ground_support", "float32", "", "0 to 1", "share of the picture on that plane"),
     Column("horizon_px", "float32", "", "px", "row of the horizon in the middle column"),
     Column("roll_deg", "float32", "", "degrees", "tilt of the horizon"),
     Column("why_free", "string", "", "", "why it has no ground"),

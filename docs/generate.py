@@ -20,7 +20,10 @@ import click
 from builder.cli import main
 from builder.recipe import LOOK_FIELDS, layout_default, meaning
 from builder.schema import (
+    BACKDROP_COLUMNS,
     COLUMNS,
+    FOREGROUND_COLUMNS,
+    LADDER_COLUMNS,
     LOOK_COLUMNS,
     OBJECT_LOOKS,
     OBJECTS,
@@ -53,6 +56,7 @@ def columns(of: tuple[Column, ...]) -> list[str]:
 
 def _feature(text: str) -> str:
     dtype, _, detail = text.partition(":")
+    dtype = "list of Image" if dtype == "Images" else dtype
     return f"{dtype}[{detail}]" if detail else dtype
 
 
@@ -165,6 +169,8 @@ PARTS: dict[str, Any] = {
     "source columns": lambda: columns(SOURCE_COLUMNS),
     "scene columns": scene_columns,
     "looks": looks,
+    "foreground columns": lambda: columns((*FOREGROUND_COLUMNS, *LADDER_COLUMNS)),
+    "backdrop columns": lambda: columns(BACKDROP_COLUMNS),
     "commands": commands,
     "rooms": rooms,
 }

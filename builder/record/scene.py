@@ -221,8 +221,8 @@ def place_objects(
         for attempt in range(_TRIES):
             draw.jump(WORDS_AHEAD + number * _WORDS_AN_OBJECT + 4 + attempt * _WORDS_A_TRY)
             table = ground if stands else None
-            one = _try(rules, sources, background, table, foreground, flipped, draw)
-            fit = _Fit(one, _fault(rules, sources, placed, one))
+            one, missed = _try(rules, sources, background, table, foreground, flipped, draw)
+            fit = _Fit(one, missed + _fault(rules, sources, placed, one))
             if best is None or fit.fault < best.fault:
                 best = fit
             if not best.fault:
@@ -242,7 +242,9 @@ def _try(
     foreground: int,
     flipped: bool,
     draw: _Words,
-) -> Placed:
+) -> tuple[Placed, int]:
+    """Place an object, and say by how many thousandths no size of it is its true one there."""
+    missed = 0
     wanted = _between(*rules.sides, draw.below(OCTAVE + 1))
     wanted = (wanted * power_of_two(draw.below(2 * rules.jitter + 1) - rules.jitter)) >> 16
     sides = sources.sides(foreground)
@@ -258,6 +260,7 @@ def _try(
             # Pinhole: height in px = true height * focal length / distance.
             high, longest = sources.form(foreground, flipped, 0).mask.shape[0], sides[0]
             wanted = (height_mm * rules.focal * rho // (1000 << RHO_BITS)) * longest // high
+            missed = _out_of_reach(sides, wanted)
         else:
             wanted = wanted * rho // ground.middle
         level = nearest_level(sides, wanted) + turned
@@ -265,7 +268,7 @@ def _try(
         left, top = x - form.foot_x, y + 1 - form.mask.shape[0]
         left, top = _against_edge(cut_at, flipped, form, rules.size, left, top)
         one = Placed(foreground, flipped, level, left, top, (x, y), "ground", 0, 0)
-        return _settled(rules, sources, background, one)
+        return _settled(rules, sources, background, one), missed
     step = nearest_level(sides, wanted)
     while max(sources.form(foreground, flipped, step + turned).mask.shape) > rules.size:
         if step + 1 == len(sides):
@@ -279,7 +282,7 @@ def _try(
     top = draw.below(max(1, rules.size - height + 1 + 2 * over_y)) - over_y
     left, top = _against_edge(cut_at, flipped, form, rules.size, left, top)
     one = Placed(foreground, flipped, level, left, top, (left, top), "free", 0, 0)
-    return _settled(rules, sources, background, one)
+    return _settled(rules, sources, background, one), missed
 
 
 def _settled(rules: Rules, sources: Sources, background: int, one: Placed) -> Placed:
@@ -306,6 +309,12 @@ def _moved_in(rules: Rules, sources: Sources, background: int, one: Placed) -> P
     nearest = np.argmin(abs(by_x) + abs(by_y))
     left, top = one.left_px + int(by_x[nearest]), one.top_px + int(by_y[nearest])
     return _settled(rules, sources, background, replace(one, left_px=left, top_px=top))
+
+
+def _out_of_reach(sides: Sequence[int], wanted: int) -> int:
+    """Return by how many thousandths a side, in 2^-16 px, lies beyond the largest or smallest."""
+    reached = min(max(wanted, sides[-1] << 16), sides[0] << 16)
+    return 1000 * abs(wanted - reached) // max(wanted, reached)
 
 
 def _against_edge(

@@ -13,7 +13,8 @@ from builder.record import Pixels
 from builder.sources import Backdrop, Source
 from builder.untrusted import printable
 
-_TILE_PX, _CAPTION_PX, _GAP_PX, _COLUMNS = 240, 40, 12, 4
+_TILE_PX, _LINE_PX, _GAP_PX, _COLUMNS = 240, 17, 12, 4
+_CAPTION_PX = 4 * _LINE_PX  # the name, and three lines of what is said
 _GROUND, _HORIZON = (40, 220, 90), (255, 60, 60)
 _TINT = 0.45
 
@@ -40,12 +41,23 @@ def ground_sheet(backgrounds: Sequence[Source]) -> Image.Image:
     for number, tile in enumerate(tiles):
         left, top = _GAP_PX + number % columns * pitch_x, _GAP_PX + number // columns * pitch_y
         sheet.paste(tile.picture, (left, top))
-        for line, text in enumerate((tile.name, tile.says)):
+        for line, text in enumerate((tile.name, *wrapped(tile.says, font, _TILE_PX))):
             colour = "black" if line == 0 else "#666"
-            while font.getlength(text) > _TILE_PX:
+            while font.getlength(text) > _TILE_PX:  # a long name
                 text = text[:-2].rstrip(".") + "."
-            draw.text((left, top + _TILE_PX + 3 + 17 * line), text, colour, font)
+            draw.text((left, top + _TILE_PX + 3 + _LINE_PX * line), text, colour, font)
     return sheet
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Return the words of a text in lines of at most `width` px."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def _tile(source: Source) -> _Tile:
@@ -53,10 +65,11 @@ def _tile(source: Source) -> _Tile:
     assert backdrop is not None
     picture = with_ground(source.pixels(), backdrop).resize((_TILE_PX, _TILE_PX))
     if backdrop.region is None:
-        says = f"free: {backdrop.why_free}"
+        says = f"no ground: {backdrop.why_free}"
     else:
-        says = f"ground {backdrop.region.mean():.0%}, roll {backdrop.roll_deg:.0f} deg"
-    return _Tile(picture, printable(source.entry.id), f"{says} ({backdrop.depth_by} depth)")
+        roll = round(backdrop.roll_deg)
+        says = f"ground {backdrop.region.mean():.0%}, roll {roll} deg"
+    return _Tile(picture, printable(source.entry.id), f"{says}; {backdrop.depth_by} depth")
 
 
 def with_ground(pixels: Pixels, backdrop: Backdrop) -> Image.Image:

@@ -40,7 +40,7 @@ from builder.layout import (
 )
 from builder.pictures import open_picture
 from builder.pinned import DepthInfo, PinnedRecipe
-from builder.recipe import DEMO_DEPTH_MODEL, Recipe
+from builder.recipe import DEMO_DEPTH_MODEL, MEASURED_DEPTH, Recipe
 from builder.record import (
     DepthCodec,
     Plan,
@@ -501,6 +501,7 @@ def draw_sheet(
     return sheet
 
 
+_OWN_DEPTHS = {DEMO_DEPTH_MODEL: "demo depth model", MEASURED_DEPTH: "measured depth"}
 _KINDS: tuple[Kind, ...] = ("foreground", "background")
 # Of objects by their number, told apart by people who see colours in any way (Okabe & Ito 2008).
 _COLOURS = (
@@ -620,7 +621,7 @@ def describe(pinned: PinnedRecipe) -> dict[str, str]:
     model = "no depth"
     if info:
         name = info.model.removeprefix("./")
-        model = "demo depth model" if info.model == DEMO_DEPTH_MODEL else f"depth by {name}"
+        model = _OWN_DEPTHS.get(info.model, f"depth by {name}")
     shown = f" (shown at 1/{factor})" if (factor := reduction(recipe.size)) > 1 else ""
     splits = [f"{split.name} {split.n_records:,}" for split in Plan(pinned).splits.values()]
     counts = [

@@ -31,6 +31,7 @@ _RELATIVE_TOLERANCE = 0.025  # of the range of a relative map
 _ENOUGH = 0.08  # share of the picture at which a tolerance is good enough
 _LEAST = 0.04  # below this share a plane is not a ground
 _MOST_FARTHER = 0.35  # share of the inliers that may lie farther than the plane
+_MOST_WALL = 2 / 3  # share of the inliers that a wall may explain as well
 _MAX_ROLL_DEG = 20.0
 _HORIZON_RANGE = (-1.2, 0.35)  # of the width, from the middle row, downwards
 _PRIOR_WEIGHT = 0.10
@@ -112,7 +113,9 @@ def fit_ground(rho: Floats, *, relative: bool = False, painted: bool = False) ->
         raise NoGround(f"the best plane explains {100 * n_inliers / n_all:.0f} % of {what}")
     if n_farther >= _MOST_FARTHER * n_inliers:
         raise NoGround("the best plane is not the lowest surface: much is seen beyond it")
-    region = _region(rho, plane, distance, tau)
+    if not painted and cells.on_a_wall(plane, tau) >= _MOST_WALL * n_inliers:
+        raise NoGround("a wall explains the depth of the best plane as well")
+    region = _region(_filled(rho, small), plane, distance, tau)
     if not region.any() and not painted:
         raise NoGround("nothing of the ground is wide enough to stand on")
     bits = _RELATIVE_FRACTION_BITS if relative else _FRACTION_BITS
@@ -142,6 +145,20 @@ def _shrunk(rho: Floats) -> tuple[Floats, Floats, Floats]:
     centres = (np.arange(n) + 0.5) * side
     u, v = np.meshgrid(centres, centres)
     return u, v, small
+
+
+def _filled(rho: Floats, small: Floats) -> Floats:
+    """Return a map whose unknown pixels have the median of their cell, if most of it is known.
+
+    The specks that a depth camera leaves are no holes in the floor.
+    """
+    size = rho.shape[0]
+    side = size // len(small)
+    # The last rows and columns may be of no cell.
+    medians = np.full((size, size), np.nan)
+    n = len(small) * side
+    medians[:n, :n] = small.repeat(side, axis=0).repeat(side, axis=1)
+    return np.where(np.isfinite(rho), rho, medians)
 
 
 def _share(plane_values: Floats, values: Floats) -> Floats:
@@ -220,13 +237,34 @@ class _Cells:
             on_it = np.abs(self.distance(plane @ self.points, self.values)) <= tau
             if on_it.sum() < 3:
                 break
-            weights = 1 / self.values[on_it]
-            equations, wanted = self.points[:, on_it] * weights, self.values[on_it] * weights
-            fitted = np.linalg.lstsq(equations.T, wanted, rcond=None)[0]
+            fitted = _least_squares(self.points[:, on_it], self.values[on_it])
             if not _plausible(fitted[None], self.size)[0]:
                 break
             plane = fitted
         return plane
+
+    def on_a_wall(self, plane: Floats, tau: float) -> int:
+        """Return how many of the cells on a plane one upright wall explains as well.
+
+        The inverse depth of a wall does not change down the picture: rho = a u + c. Where it
+        explains most of a plane, whether that rises towards a horizon is not known.
+        """
+        on_it = np.abs(self.distance(plane @ self.points, self.values)) <= tau
+        points, values = self.points[:, on_it][[0, 2]], self.values[on_it]
+        near = np.ones(len(values), np.bool_)
+        for _ in range(3):
+            if near.sum() < 3:
+                break
+            wall = _least_squares(points[:, near], values[near])
+            near = np.abs(self.distance(wall @ points, values)) <= tau
+        return int(near.sum())
+
+
+def _least_squares(points: Floats, values: Floats) -> Floats:
+    """Return the coefficients that give values (n,) from points (k, n), by shares of them."""
+    weights = 1 / values
+    fitted: Floats = np.linalg.lstsq((points * weights).T, values * weights, rcond=None)[0]
+    return fitted
 
 
 def _region(rho: Floats, plane: Floats, distance: Distance, tau: float) -> Mask:

@@ -16,7 +16,15 @@ from builder.ladder import N_LEVELS, ladder, level_size, nearest_level, power_of
 from builder.record.board import Tilt, board, depth_before, depth_under
 from builder.record.compose import Hides, compose
 from builder.record.composition import cut_out
-from builder.record.scene import Form, GroundTable, Placed, Rules, n_words, place_objects
+from builder.record.scene import (
+    RHO_BITS,
+    Form,
+    GroundTable,
+    Placed,
+    Rules,
+    n_words,
+    place_objects,
+)
 from tests.strategies import foregrounds
 
 SIZE = 48
@@ -209,12 +217,13 @@ class Stage:
         self.table = GroundTable.of(plane, edges, region)
 
     stances: Mapping[int, str] = {}
+    true_height_mm = 0
 
     def stance(self, foreground: int) -> str:
         return self.stances.get(foreground, "ground")
 
     def height_mm(self, foreground: int) -> int:
-        return 0
+        return self.true_height_mm
 
     cuts: Mapping[int, str] = {}
 
@@ -275,6 +284,22 @@ def test_near_objects_are_lower_and_larger_and_all_stand() -> None:
         height = STAGE.form(one.foreground, one.flipped, one.level).mask.shape[0]
         assert one.top_px + height - 1 == one.foot[1]
         assert abs(one.depth - int(STAGE.depth[one.foot[1], one.foot[0]])) <= 0.03 * one.depth
+
+
+@pytest.mark.parametrize("true_height_mm", [350, 2500])
+def test_what_has_a_height_stands_where_it_can_be_shown_as_large_as_that(
+    true_height_mm: int,
+) -> None:
+    stage = Stage()
+    stage.true_height_mm = true_height_mm
+    chosen = rules(objects=(1, 1), truncation=1000, focal=STAGE.size << 16)
+    right = 0
+    for record in range(300):
+        (one,) = placed_by(chosen, record, stage)
+        height_px = stage.form(one.foreground, one.flipped, one.level).mask.shape[0]
+        true_px = true_height_mm * STAGE.size * STAGE.table.rho(*one.foot) / (1000 << RHO_BITS)
+        right += abs(np.log2(height_px / true_px)) < 0.25
+    assert right > 260
 
 
 def test_the_bands_of_distance_are_drawn_evenly() -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ImageFont
 
+from builder.release.ground_sheet import wrapped
 from builder.sources.ground import NoGround, fit_ground, inverse_depth, label_parts
 
 SIZE = 160
@@ -138,3 +140,26 @@ def test_a_painted_ground_may_be_small() -> None:
     assert fit_ground(rho, painted=True).horizon_px == pytest.approx(60, abs=1)
     with pytest.raises(NoGround, match="hardly any depth is known"):
         fit_ground(np.full_like(rho, np.nan), painted=True)
+
+
+def test_a_wall_that_bulges_is_not_a_ground() -> None:
+    row = (np.arange(SIZE) + 0.5)[:, None] / SIZE
+    rho = np.repeat(0.25 * (1 + 0.1 * np.sin(2 * np.pi * row / 0.8 + 4.5)), SIZE, axis=1)
+    with pytest.raises(NoGround, match="a wall explains"):
+        fit_ground(inverse_depth(in_mm(rho), FAR, inverse=False))
+
+
+def test_specks_without_depth_are_no_holes_in_the_floor() -> None:
+    depth, on_floor = room()
+    whole = fit_ground(inverse_depth(depth, FAR, inverse=False)).region
+    specks = np.random.default_rng(0).random(depth.shape) < 0.1
+    ground = fit_ground(inverse_depth(np.where(specks, 0, depth), FAR, inverse=False))
+    assert (ground.region & on_floor).sum() == ground.region.sum()
+    assert ground.region.sum() > 0.9 * whole.sum()
+
+
+def test_the_sheet_says_the_whole_reason() -> None:
+    font, text = ImageFont.load_default(13), "no ground: much is seen beyond it; estimated depth"
+    lines = wrapped(text, font, 150)
+    assert " ".join(lines) == text
+    assert all(font.getlength(line) <= 150 for line in lines)
