@@ -20,7 +20,7 @@ from builder.record.composition import Cutout, Pixels
 # Of R, G and B the gain in 256ths and the offset in levels: x becomes x gain / 256 + offset.
 Colour = tuple[tuple[int, int], ...]
 _Sums = npt.NDArray[np.uint32]
-_Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 ONE = 256  # of strengths and gains
 UNCHANGED: Colour = ((ONE, 0),) * 3
@@ -28,79 +28,77 @@ N_LIGHTS = 8
 _NOISE_SIDE = 512  # px of the tile that noise is cut from
 _NOISE_SPREAD = 148  # standard deviation of the sum of four random bytes
 _LAPLACIAN_SPREAD = 4047  # thousandths: median of the absolute Laplacian over the noise's deviation
-_SHARP_SHARE = 2  # percent of pixels, those of the strongest edges
+_SHARP_PERCENT = 2  # of pixels: those of the strongest edges
 _FAR_TAP = 4  # px on either side
 _MOST_GAIN = 2
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What is measured of a picture or an object: by channel, its mean and mean deviation.
-
-    `sharpness` is how much of its strongest edges happens within 2 px, in thousandths; `noise` its
-    standard deviation in 16ths of a level.
-    """
+class Tone:
+    """The colours of a picture or an object: mean and mean deviation of R, G and B."""
 
     mean: tuple[int, int, int]
     deviation: tuple[int, int, int]
-    sharpness: int
-    noise: int
 
 
-def figures(pixels: Pixels, mask: npt.NDArray[np.bool_] | None = None) -> Figures:
-    """Measure a picture (H, W, 3) uint8, or the part of it in a mask (H, W)."""
-    if mask is None:
-        mask = np.ones(pixels.shape[:2], bool)
-    chosen = pixels[mask].astype(np.int64)
+def tone(pixels: Pixels, mask: Mask | None = None) -> Tone:
+    """Return the tone of a picture (H, W, 3) uint8, or of the part of it in a mask (H, W)."""
+    chosen = (pixels.reshape(-1, 3) if mask is None else pixels[mask]).astype(np.int64)
     n = max(1, len(chosen))
     mean = chosen.sum(axis=0) // n
-    deviation = np.abs(chosen - mean).sum(axis=0) // n
-    green = pixels[..., 1].astype(np.int64)
-    return Figures(
-        _three(mean), _three(deviation), _sharpness(green, mask), _noise_deviation(green, mask)
-    )
+    red, green, blue = (np.abs(chosen - mean).sum(axis=0) // n).tolist()
+    r, g, b = mean.tolist()
+    return Tone((r, g, b), (red, green, blue))
 
 
-def _three(values: _Ints) -> tuple[int, int, int]:
-    red, green, blue = values.tolist()
-    return red, green, blue
+def sharpness(pixels: Pixels, mask: Mask | None = None) -> int:
+    """Return how sharp a picture is: of its strongest steps over 8 px, what lies within 2 px.
 
+    Args:
+        pixels: (H, W, 3) uint8, whose green is looked at.
+        mask: (H, W), the part that counts.
 
-def _sharpness(grey: _Ints, mask: npt.NDArray[np.bool_]) -> int:
-    """Return the share, in thousandths, of the strongest steps over 8 px that lies within 2 px."""
-    far = _FAR_TAP
-    if grey.shape[1] <= 2 * far:
-        return 1000
+    Returns:
+        In thousandths; 1000 where there are no steps.
+    """
+    far, grey = _FAR_TAP, pixels[..., 1].astype(np.int16)
     wide = np.abs(grey[:, 2 * far :] - grey[:, : -2 * far])
-    near = np.abs(grey[:, far + 1 : 1 - far or None] - grey[:, far - 1 : -far - 1])
-    inside = mask[:, 2 * far :] & mask[:, : -2 * far] & mask[:, far:-far]
-    wide, near = wide[inside], near[inside]
+    near = np.abs(grey[:, far + 1 : 1 - far] - grey[:, far - 1 : -far - 1])
+    if mask is not None:
+        inside = mask[:, 2 * far :] & mask[:, : -2 * far] & mask[:, far:-far]
+        wide, near = wide[inside], near[inside]
     if not wide.size:
         return 1000
-    rank = wide.size - 1 - wide.size * _SHARP_SHARE // 100
-    strong = wide >= max(1, int(np.partition(wide, rank)[rank]))
-    total = int(wide[strong].sum())
-    return 1000 if total == 0 else min(1000, 1000 * int(near[strong].sum()) // total)
+    rank = wide.size - 1 - wide.size * _SHARP_PERCENT // 100
+    strong = wide >= max(1, int(np.partition(wide, rank, axis=None)[rank]))
+    total = int(wide[strong].sum(dtype=np.int64))
+    return min(1000, 1000 * int(near[strong].sum(dtype=np.int64)) // total) if total else 1000
 
 
-def _noise_deviation(grey: _Ints, mask: npt.NDArray[np.bool_]) -> int:
-    """Return the noise's deviation by a Laplacian that planes vanish under (Immerkaer 1996).
+def noisiness(pixels: Pixels, mask: Mask | None = None) -> int:
+    """Return the deviation of a picture's noise, by a Laplacian that planes vanish under.
 
-    The median, not the mean, is taken, since edges are no noise.
+    After Immerkaer 1996, but the median is taken and not the mean, since edges are no noise.
+
+    Args:
+        pixels: (H, W, 3) uint8, whose green is looked at.
+        mask: (H, W), the part that counts.
+
+    Returns:
+        In 16ths of a level.
     """
-    if min(grey.shape) < 3:
-        return 0
+    grey = pixels[..., 1].astype(np.int16)
     across = grey[:, 2:] - 2 * grey[:, 1:-1] + grey[:, :-2]
     values = np.abs(across[2:] - 2 * across[1:-1] + across[:-2])
-    inside = mask[1:-1, 1:-1] & mask[:-2, :-2] & mask[2:, 2:] & mask[:-2, 2:] & mask[2:, :-2]
-    values = values[inside]
+    if mask is not None:
+        values = values[mask[1:-1, 1:-1] & mask[:-2, :-2] & mask[2:, 2:]]
     if not values.size:
         return 0
-    middle = int(np.partition(values, values.size // 2)[values.size // 2])
+    middle = int(np.partition(values, values.size // 2, axis=None)[values.size // 2])
     return 16_000 * middle // _LAPLACIAN_SPREAD
 
 
-def box_sum(values: npt.NDArray[np.integer], radius: int) -> _Sums:
+def box_sum(values: npt.NDArray[np.integer[Any]], radius: int) -> _Sums:
     """Return the sums over squares of 2 radius + 1 px a side; beyond the border lies 0.
 
     Args:
@@ -109,53 +107,64 @@ def box_sum(values: npt.NDArray[np.integer], radius: int) -> _Sums:
     total = values.astype(np.uint32)
     for axis in (0, 1):
         lines = np.moveaxis(total, axis, 0)
-        padded = np.pad(lines, ((radius + 1, radius), *[(0, 0)] * (lines.ndim - 1)))
-        running = np.cumsum(padded, axis=0, dtype=np.uint32)  # differences are right modulo 2^32
+        running = np.zeros((len(lines) + 2 * radius + 1, *lines.shape[1:]), np.uint32)
+        running[radius + 1 : radius + 1 + len(lines)] = lines
+        np.cumsum(running, axis=0, out=running)  # differences are right modulo 2^32
         total = np.moveaxis(running[2 * radius + 1 :] - running[: -2 * radius - 1], 0, axis)
     return total
 
 
-def dress(foreground: Pixels, plain: Cutout, blend: str, blur_px: int, cut_at: CutAt) -> Cutout:
+def dress(plain: Cutout, blend: str, blur_px: int, cut_at: CutAt) -> Cutout:
     """Return a cut-out with another edge, and blurred.
 
     Args:
-        foreground: (h, w, 4) uint8 with straight alpha, mirrored if it is to be.
-        plain: its cut-out; mask, box and number of pixels stay.
+        plain: with its colours; mask, box and number of pixels stay.
         blend: none: alpha as it is. feather1, feather2: alpha falls off towards the inside, over
             so many px. box: alpha is blurred over 3 x 3 px, so to the outside too.
         blur_px: radius of the blur of its colours.
         cut_at: side at which its photograph cut it off, where alpha does not fall off.
     """
+    assert plain.colours is not None
     margin = 1 if blend == "box" else 0
-    pixels = _padded(foreground, margin, cut_at)
-    colours, alpha = pixels[..., :3], pixels[..., 3].astype(np.uint32)
+    colours = _padded(plain.colours, margin, cut_at)
+    alpha = _padded(255 - plain.clear[:, ::3], margin, cut_at)
     if blur_px or margin:
         radius = max(blur_px, margin)
-        around = box_sum(alpha, radius)[..., None]
-        # A mean by alpha, so that nothing of what lies under transparent pixels comes in.
-        mean = (box_sum(colours * alpha[..., None], radius) + around // 2) // np.maximum(around, 1)
-        where = around > 0 if blur_px else (around > 0) & (alpha[..., None] == 0)
-        colours = np.where(where, mean, colours).astype(np.uint8)
+        # What lies under transparent pixels is no colour of the object, so it gets that of its
+        # neighbours, by alpha.
+        around = box_sum(alpha, radius)
+        where = around > 0 if blur_px else (around > 0) & (alpha == 0)
+        sums, weights = _colour_sums(colours, alpha, radius)[where], around[where][:, None]
+        colours = colours.copy()
+        colours[where] = (sums + weights // 2) // weights
     if blend != "none":
         radius = 2 if blend == "feather2" else 1
         n = (2 * radius + 1) ** 2
         sums = box_sum(_padded(alpha, radius, cut_at), radius)[radius:-radius, radius:-radius]
-        soft = (sums + n // 2) // n
+        soft = ((sums + n // 2) // n).astype(np.uint16)
         alpha = soft if blend == "box" else np.minimum(alpha, soft)
-    return replace(
-        plain,
-        weighted=_weighted(colours, alpha),
-        clear=np.repeat((255 - alpha).astype(np.uint16), 3, axis=1),
-        margin=margin,
-        colours=colours,
-    )
+    clear = np.repeat(255 - alpha, 3, axis=1)
+    weighted = _weighted(colours, clear)
+    return replace(plain, weighted=weighted, clear=clear, margin=margin, colours=colours)
+
+
+def _colour_sums(colours: Pixels, alpha: npt.NDArray[np.uint16], radius: int) -> _Sums:
+    """Return the sums of colour times alpha over squares, (h, w, 3)."""
+    height, width = alpha.shape
+    total = np.zeros((height + 2 * radius, width + 2 * radius, 3), np.uint32)
+    total[radius:-radius, radius:-radius] = colours * alpha[..., None]
+    steps = range(1, 2 * radius + 1)
+    total = sum((total[step : step + height] for step in steps), total[:height])
+    return sum((total[:, step : step + width] for step in steps), total[:, :width])
 
 
 def _padded(values: npt.NDArray[Any], n: int, cut_at: CutAt) -> npt.NDArray[Any]:
     """Return a picture with n px of 0 around it, or of its own border where it was cut off."""
     if n == 0:
         return values
-    wide = np.pad(values, ((n, n), (n, n), *[(0, 0)] * (values.ndim - 2)))
+    height, width = values.shape[:2]
+    wide = np.zeros((height + 2 * n, width + 2 * n, *values.shape[2:]), values.dtype)
+    wide[n:-n, n:-n] = values
     if cut_at:
         lines = np.moveaxis(wide, 1 if cut_at in ("left", "right") else 0, 0)
         if cut_at in ("left", "top"):
@@ -165,27 +174,36 @@ def _padded(values: npt.NDArray[Any], n: int, cut_at: CutAt) -> npt.NDArray[Any]
     return wide
 
 
-def _weighted(colours: Pixels, alpha: npt.NDArray[np.integer]) -> npt.NDArray[np.uint16]:
-    weighted = colours * alpha.astype(np.uint16)[..., None] + np.uint16(128)
-    return weighted.reshape(len(alpha), -1)
+def _weighted(colours: Pixels, clear: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+    weighted = 255 - clear
+    weighted *= colours.reshape(len(clear), -1)
+    weighted += 128
+    return weighted
 
 
-def coloured(cutout: Cutout, colour: Colour, noise: npt.NDArray[np.int16] | None) -> Cutout:
+def coloured(cutout: Cutout, colour: Colour, noise: npt.NDArray[np.int8] | None) -> Cutout:
     """Return a dressed cut-out in other colours, and with noise, (h, w, 3), added to them."""
     assert cutout.colours is not None
     colours = recoloured(cutout.colours, colour)
     if noise is not None:
-        colours = np.clip(colours + noise, 0, 255).astype(np.uint8)
-    return replace(cutout, weighted=_weighted(colours, 255 - cutout.clear[:, ::3]), colours=colours)
+        colours = np.clip(colours + noise.astype(np.int16), 0, 255).astype(np.uint8)
+    return replace(cutout, weighted=_weighted(colours, cutout.clear), colours=colours)
 
 
 def recoloured(pixels: Pixels, colour: Colour) -> Pixels:
     """Return a picture (H, W, 3) in other colours."""
-    values, changed = np.arange(256), np.empty_like(pixels)
-    for channel, (gain, offset) in enumerate(colour):
-        table = np.clip((values * gain + ONE // 2) // ONE + offset, 0, 255).astype(np.uint8)
-        changed[..., channel] = table[pixels[..., channel]]
-    return changed
+    if colour == UNCHANGED:
+        return pixels
+    gains, offsets = (
+        np.tile(np.array(values, np.int32), pixels.shape[1]) for values in zip(*colour, strict=True)
+    )
+    # Colours side by side: NumPy is slow on a last axis of three.
+    values = pixels.reshape(len(pixels), -1) * gains
+    values += ONE // 2
+    values >>= 8
+    values += offsets
+    np.clip(values, 0, 255, out=values)
+    return values.astype(np.uint8).reshape(pixels.shape)
 
 
 def then(first: Colour, second: Colour) -> Colour:
@@ -196,7 +214,7 @@ def then(first: Colour, second: Colour) -> Colour:
     )
 
 
-def matching(own: Figures, scene: Figures, patch: tuple[int, int, int], strength: int) -> Colour:
+def matching(own: Tone, scene: Tone, patch: tuple[int, int, int], strength: int) -> Colour:
     """Return what leads an object's colours towards those of a scene.
 
     Mean and spread of each channel are matched, as Reinhard et al. 2001 do; the mean is led half
@@ -238,34 +256,29 @@ def jittered(word: int, strength: int) -> Colour:
 
 @lru_cache(maxsize=1)
 def _noise_tile() -> npt.NDArray[np.int16]:
-    """Return noise (side, side) that is nearly normal: sums of four random bytes each."""
-    words = np.random.Philox(key=0).random_raw(_NOISE_SIDE * _NOISE_SIDE // 2)
-    as_bytes = words.astype("<u8").view(np.uint8).reshape(_NOISE_SIDE, _NOISE_SIDE, 4)
-    tile: npt.NDArray[np.int16] = as_bytes.sum(axis=2, dtype=np.int16) - np.int16(510)
+    """Return noise (side, side, 3) that is nearly normal: sums of four random bytes each."""
+    words = np.random.Philox(key=0).random_raw(_NOISE_SIDE * _NOISE_SIDE * 3 // 2)
+    parts = words.astype("<u8").view(np.uint8).reshape(_NOISE_SIDE, _NOISE_SIDE, 3, 4)
+    tile: npt.NDArray[np.int16] = parts.sum(axis=3, dtype=np.int16) - np.int16(510)
     return tile
 
 
-@lru_cache(maxsize=32)
-def _scaled_tile(deviation: int) -> npt.NDArray[np.int16]:
-    tile = _noise_tile().astype(np.int32) * deviation
-    return ((tile + 8 * _NOISE_SPREAD) // (16 * _NOISE_SPREAD)).astype(np.int16)
+@lru_cache(maxsize=16)
+def _scaled_tile(deviation: int, times: int) -> npt.NDArray[np.int8]:
+    tile = (_noise_tile().astype(np.int32) * deviation + 8 * _NOISE_SPREAD) // (16 * _NOISE_SPREAD)
+    return np.tile(tile.clip(-128, 127).astype(np.int8), (times, times, 1))
 
 
-def noise_of(cutout: Cutout, deviation: int, word: int) -> npt.NDArray[np.int16]:
-    """Return noise for a dressed cut-out, from a random place of one tile for each channel.
+def noise_of(height: int, width: int, deviation: int, word: int) -> npt.NDArray[np.int8]:
+    """Return noise (height, width, 3), from a random place of one tile that repeats.
 
     Args:
         deviation: in 16ths of a level.
         word: 64 random bits.
     """
-    assert cutout.colours is not None
-    height, width = len(cutout.colours), cutout.colours.shape[1]
-    noise, tile = np.empty((height, width, 3), np.int16), _scaled_tile(deviation)
-    for channel in range(3):
-        top, left = word >> (20 * channel) & 0x3FF, word >> (20 * channel + 10) & 0x3FF
-        rows = (np.arange(height) + top) % _NOISE_SIDE
-        noise[..., channel] = tile[rows[:, None], (np.arange(width) + left) % _NOISE_SIDE]
-    return noise
+    tile = _scaled_tile(deviation, 2 + max(height, width) // _NOISE_SIDE)
+    top, left = word % _NOISE_SIDE, (word >> 32) % _NOISE_SIDE
+    return tile[top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
@@ -277,7 +290,7 @@ class Shade:
     top_px: int
 
 
-def shade(mask: npt.NDArray[np.bool_], light: int) -> Shade:
+def shade(mask: Mask, light: int) -> Shade:
     """Return the shadow that an upright object throws on the ground: its form, laid down.
 
     Args:
@@ -300,21 +313,20 @@ def shade(mask: npt.NDArray[np.bool_], light: int) -> Shade:
     if behind:
         laid = laid[::-1]
     n = (2 * radius + 1) ** 2
-    soft = np.pad(laid, 2 * radius)
+    soft = _padded(laid, 2 * radius, "")
     for _ in range(2):
-        soft = ((box_sum(soft, radius) + n // 2) // n).astype(np.uint8)
+        soft = (box_sum(soft, radius) + n // 2) // n
     left = (0 if lean > 0 else -reach) - 2 * radius
     # The row at the foot is the object's lowest.
     top = (-long if behind else -1) - 2 * radius
-    return Shade(soft, left, top)
+    return Shade(soft.astype(np.uint8), left, top)
 
 
-def darkening(shade: Shade, strength: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
-    """Return what pastes a shadow: `weighted` and `clear` of a black cut-out, see `Cutout`.
+def darkening(shade: Shade, strength: int) -> npt.NDArray[np.uint16]:
+    """Return how much of 255 a shadow leaves of what lies under it, (h, 3 w).
 
     Args:
         strength: of the darkest part, in 256ths.
     """
-    alpha = (shade.dark.astype(np.uint16) * np.uint16(strength) + np.uint16(128)) >> 8
-    clear = np.repeat(255 - alpha, 3, axis=1)
-    return np.full(clear.shape, 128, np.uint16), clear
+    left = np.uint16(255) - ((shade.dark * np.uint16(strength) + np.uint16(128)) >> 8)
+    return np.repeat(left, 3, axis=1)

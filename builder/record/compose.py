@@ -56,9 +56,8 @@ class Composed:
 
 @dataclass(frozen=True)
 class Shadow:
-    """A shadow ready to be pasted: `weighted` and `clear` as of a black `Cutout`, and its place."""
+    """A shadow ready to be pasted: `clear` as of a black `Cutout`, and its place."""
 
-    weighted: npt.NDArray[np.uint16]
     clear: npt.NDArray[np.uint16]
     left_px: int
     top_px: int
@@ -161,7 +160,7 @@ def compose(
     composed = None if depth is None else depth.copy()
     for i in order:
         if shadow is not None and (dark := shadow(placed[i])) is not None:
-            _blend(fg_bg, dark.weighted, dark.clear, dark.left_px, dark.top_px)
+            _blend(fg_bg, None, dark.clear, dark.left_px, dark.top_px)
         one, made = placed[i], cutouts[i]
         margin = made.margin
         _blend(fg_bg, made.weighted, made.clear, one.left_px - margin, one.top_px - margin)
@@ -178,8 +177,11 @@ def compose(
     if mirrored:
         size = background.shape[1]
         seen = {i: _mirrored(one, size, whole[i].mask.shape[1]) for i, one in seen.items()}
-        fg_bg, instances = (np.ascontiguousarray(x[:, ::-1]) for x in (fg_bg, instances))
+        instances = np.ascontiguousarray(instances[:, ::-1])
         composed = None if composed is None else np.ascontiguousarray(composed[:, ::-1])
+        # As one value a pixel: NumPy is slow on a last axis of three.
+        turned = np.ascontiguousarray(fg_bg.view("V3")[:, ::-1])
+        fg_bg = turned.view(np.uint8).reshape(fg_bg.shape)
     return Composed(
         fg_bg=fg_bg,
         instances=instances,
@@ -236,12 +238,12 @@ def _n_inside(cutout: Cutout, one: Placed, size: int) -> int:
 
 def _blend(
     picture: Pixels,
-    weighted: npt.NDArray[np.uint16],
+    weighted: npt.NDArray[np.uint16] | None,
     clear: npt.NDArray[np.uint16],
     left_px: int,
     top_px: int,
 ) -> None:
-    """Paste colours on a picture where they lie inside of it; see `Cutout`."""
+    """Paste colours on a picture where they lie inside of it; see `Cutout`. None is black."""
     height, width = clear.shape[0], clear.shape[1] // 3
     size = picture.shape[0]
     top, left = max(0, -top_px), max(0, -left_px)
@@ -252,7 +254,7 @@ def _blend(
     flat = picture.reshape(size, -1)
     pasted = flat[top_px + top : top_px + bottom, 3 * (left_px + left) : 3 * (left_px + right)]
     value = pasted * clear[top:bottom, columns]
-    value += weighted[top:bottom, columns]
+    value += np.uint16(128) if weighted is None else weighted[top:bottom, columns]
     value += value >> 8
     value >>= 8
     pasted[...] = value

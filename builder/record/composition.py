@@ -56,12 +56,13 @@ class Composite:
     coverage: float
 
 
-def cut_out(foreground: Pixels, flipped: bool = False) -> Cutout:
+def cut_out(foreground: Pixels, flipped: bool = False, keep_colours: bool = False) -> Cutout:
     """Make a foreground ready for pasting.
 
     Args:
         foreground: (h, w, 4) uint8, straight alpha.
         flipped: mirror it left to right.
+        keep_colours: as it may be dressed, see `builder.record.appearance`.
 
     Raises:
         ValueError: no pixel has at least 50 % alpha.
@@ -80,6 +81,7 @@ def cut_out(foreground: Pixels, flipped: bool = False) -> Cutout:
         mask=mask * np.uint8(MASK_ON),
         box=(left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1),
         n_mask=int(mask.sum()),
+        colours=np.ascontiguousarray(foreground[..., :3]) if keep_colours else None,
     )
 
 

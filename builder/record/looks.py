@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import isqrt
 from typing import Any
 
@@ -17,18 +18,20 @@ from builder.record.appearance import (
     ONE,
     UNCHANGED,
     Colour,
-    Figures,
     Shade,
+    Tone,
     coloured,
     darkening,
     dress,
-    figures,
     jittered,
     matching,
     noise_of,
+    noisiness,
     recoloured,
     shade,
+    sharpness,
     then,
+    tone,
 )
 from builder.record.compose import Seen, Shadow
 from builder.record.composition import Cutout, Pixels
@@ -40,6 +43,7 @@ from builder.sources import SourceBank
 
 _CACHE_BYTES = 300 * 2**20  # of dressed cut-outs
 _MOST_BLUR_PX = 2
+_STEP = 4  # px between those looked at for a tone
 _PATCH_SHARE = 8  # of the record's side: half the side of the patch that colours are matched to
 
 
@@ -112,71 +116,68 @@ class Looks:
         self._recipe, self._bank, self._stage = pinned.recipe, bank, stage
         self._dressed = ByteCache(self._dress, lambda cutout: cutout.size_bytes, _CACHE_BYTES)
         self._shade = ByteCache(self._shade_of, lambda s: s.dark.nbytes, _CACHE_BYTES // 8)
-        self._figures: dict[tuple[int, int] | int, Figures] = {}
-        self._sharpness: dict[tuple[int, int, int], int] = {}
+        background = bank.background
+        self._scene_tone = cache(lambda index: tone(background(index)[::_STEP, ::_STEP]))
+        self._scene_sharpness = cache(lambda index: sharpness(background(index)))
+        self._scene_noise = cache(lambda index: noisiness(background(index)))
+        self._tone = cache(self._tone_of)
+        self._sharpness = cache(self._sharpness_of)
+        self._noise = cache(lambda *at: noisiness(self._colours(*at), stage.form(*at).mask))
 
     def _dress(self, foreground: int, flipped: bool, level: int, blend: str, blur: int) -> Cutout:
-        pixels = self._bank.level(foreground, level)
         cut_at = self._stage.cut_at(foreground)
         if flipped:
-            pixels, cut_at = pixels[:, ::-1], _MIRRORED.get(cut_at, cut_at)
-        return dress(pixels, self._stage.cutout(foreground, flipped, level), blend, blur, cut_at)
+            cut_at = _MIRRORED.get(cut_at, cut_at)
+        return dress(self._stage.cutout(foreground, flipped, level), blend, blur, cut_at)
 
     def _shade_of(self, foreground: int, flipped: bool, level: int, light: int) -> Shade:
         return shade(self._stage.form(foreground, flipped, level).mask, light)
 
-    def _of_background(self, background: int) -> Figures:
-        if (found := self._figures.get(background)) is None:
-            found = self._figures[background] = figures(self._bank.background(background))
-        return found
+    def _colours(self, foreground: int, flipped: bool, level: int, blur: int = 0) -> Pixels:
+        colours = self._dressed(foreground, flipped, level, "none", blur).colours
+        assert colours is not None
+        return colours
 
-    def _of_object(self, foreground: int, level: int) -> Figures:
-        key = (foreground, level)
-        if (found := self._figures.get(key)) is None:
-            pixels = self._bank.level(foreground, level)
-            mask = self._stage.form(foreground, False, level).mask
-            found = self._figures[key] = figures(pixels[..., :3], mask)
-        return found
+    def _tone_of(self, foreground: int) -> Tone:
+        # The smallest size has the tone of all of them.
+        at = foreground, False, len(self._stage.sides(foreground)) - 1
+        return tone(self._colours(*at), self._stage.form(*at).mask)
+
+    def _sharpness_of(self, foreground: int, level: int, blur: int) -> int:
+        at = foreground, False, level
+        return sharpness(self._colours(*at, blur), self._stage.form(*at).mask)
 
     def _blur_px(self, foreground: int, level: int, background: int) -> int:
         """Return the least blur under which an object is no sharper than its background."""
-        due = self._of_background(background).sharpness
-        radius = 0
-        while radius < _MOST_BLUR_PX and self._sharpness_at(foreground, level, radius) > due:
-            radius += 1
-        return radius
-
-    def _sharpness_at(self, foreground: int, level: int, radius: int) -> int:
-        if radius == 0:
-            return self._of_object(foreground, level).sharpness
-        key = (foreground, level, radius)
-        if (found := self._sharpness.get(key)) is None:
-            colours = self._dressed(foreground, False, level, "none", radius).colours
-            assert colours is not None
-            mask = self._stage.form(foreground, False, level).mask
-            found = self._sharpness[key] = figures(colours, mask).sharpness
-        return found
+        due, blur = self._scene_sharpness(background), 0
+        while blur < _MOST_BLUR_PX and self._sharpness(foreground, level, blur) > due:
+            blur += 1
+        return blur
 
     def dressed(self, one: Placed, look: Look, background: int) -> Dressed:
         """Return an object as it is to be pasted on a background."""
-        recipe, at = self._recipe, (one.foreground, one.level)
-        blur = self._blur_px(*at, background) if recipe.match_sharpness else 0
+        recipe, at = self._recipe, (one.foreground, one.flipped, one.level)
+        blur = 0
+        if recipe.match_sharpness:
+            blur = self._blur_px(one.foreground, one.level, background)
         colour = UNCHANGED
         if look.match:
-            scene, patch = self._of_background(background), self._patch(background, one.foot)
-            colour = matching(self._of_object(*at), scene, patch, look.match)
+            patch = self._patch(background, one.foot)
+            scene = self._scene_tone(background)
+            colour = matching(self._tone(one.foreground), scene, patch, look.match)
         if recipe.object_jitter:
             colour = then(colour, jittered(one.word, round(ONE * recipe.object_jitter)))
         noise = 0
         if recipe.match_noise:
-            due, own = self._of_background(background).noise, self._of_object(*at).noise
-            noise = isqrt(max(0, due * due - own * own))
+            due, own = self._scene_noise(background), self._noise(one.foreground, False, one.level)
+            noise = isqrt(max(0, due * due - own * own)) & ~3  # by quarters of a level
         if not blur and not noise and colour == UNCHANGED and look.blend == "none":
-            cutout = self._stage.cutout(one.foreground, one.flipped, one.level)
-            return Dressed(cutout, colour, blur, noise)
-        cutout = self._dressed(one.foreground, one.flipped, one.level, look.blend, blur)
+            return Dressed(self._stage.cutout(*at), colour, blur, noise)
+        cutout = self._dressed(*at, look.blend, blur)
         if noise or colour != UNCHANGED:
-            cutout = coloured(cutout, colour, noise_of(cutout, noise, one.word) if noise else None)
+            height, width = cutout.clear.shape[0], cutout.clear.shape[1] // 3
+            added = noise_of(height, width, noise, one.word) if noise else None
+            cutout = coloured(cutout, colour, added)
         return Dressed(cutout, colour, blur, noise)
 
     def _patch(self, background: int, foot: tuple[int, int]) -> tuple[int, int, int]:
@@ -184,7 +185,8 @@ class Looks:
         half = max(1, self._recipe.size // _PATCH_SHARE)
         x, y = (min(max(value, 0), self._recipe.size - 1) for value in foot)
         pixels = self._bank.background(background)
-        patch = pixels[max(0, y - half) : y + half, max(0, x - half) : x + half].reshape(-1, 3)
+        patch = pixels[max(0, y - half) : y + half : _STEP, max(0, x - half) : x + half : _STEP]
+        patch = patch.reshape(-1, 3)
         red, green, blue = (patch.sum(axis=0, dtype=np.int64) // len(patch)).tolist()
         return red, green, blue
 
@@ -194,9 +196,8 @@ class Looks:
             return None
         made = self._shade(one.foreground, one.flipped, one.level, look.light)
         below = one.top_px + self._stage.form(one.foreground, one.flipped, one.level).mask.shape[0]
-        return Shadow(
-            *darkening(made, look.shadow), one.left_px + made.left_px, below + made.top_px
-        )
+        clear = darkening(made, look.shadow)
+        return Shadow(clear, one.left_px + made.left_px, below + made.top_px)
 
     def finished(self, fg_bg: Pixels, look: Look) -> Pixels:
         """Return a composite after what is done to the whole of it."""

@@ -27,7 +27,7 @@ class Stage:
         recipe = pinned.recipe
         self._entries, self._bank, self._size = pinned.foregrounds, bank, recipe.size
         self.inverse = pinned.depth is not None and pinned.depth.quantity == "inverse_depth"
-        self._occlude = recipe.occlude
+        self._occlude, self._changes_looks = recipe.occlude, recipe.changes_looks
         self._focal_squared_4 = focal_px_squared_4(recipe.size, recipe.fov_deg)
         self.cutout = ByteCache(self._cut_out, lambda cutout: cutout.size_bytes, _CACHE_BYTES)
         self.form = ByteCache(self._form, lambda form: form.mask.nbytes, _CACHE_BYTES // 8)
@@ -39,7 +39,7 @@ class Stage:
         self._ground = ByteCache(self._ground_of, _ground_bytes, _CACHE_BYTES // 4)
 
     def _cut_out(self, foreground: int, flipped: bool, level: int) -> Cutout:
-        return cut_out(self._bank.level(foreground, level), flipped)
+        return cut_out(self._bank.level(foreground, level), flipped, self._changes_looks)
 
     def _form(self, foreground: int, flipped: bool, level: int) -> Form:
         cutout = self.cutout(foreground, flipped, level)
