@@ -136,3 +136,12 @@ ADOBE_RGB = icc(
         **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), icc_gamma(563 / 256)),
     },
 )
+
+
+def floor_mm(size: int, horizon: float = 0.35) -> np.ndarray:
+    """Depth of a floor 1.5 m below the eye that meets a wall 8 m away, (size, size) mm."""
+    focal = size / 2 / np.tan(np.radians(30))
+    rows = np.maximum(np.arange(size) + 0.5 - horizon * size, 0.1)[:, None]
+    return np.minimum(1500 * focal / rows, 8000).round().astype(np.uint16) + np.zeros(
+        (1, size), np.uint16
+    )

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.e2e.hub import TOKEN, Hub, serve
 from tests.e2e.running import OPTIONS, fgbg
+from tests.pictures import blob, floor_mm, scene
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +40,26 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
         yield server
+
+
+@pytest.fixture(scope="session")
+def floors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Five cut-outs of two classes, one of which hangs, and four floors with measured depth."""
+    root = tmp_path_factory.mktemp("floors")
+    for i, name in enumerate(("round/a", "round/b", "tall/c", "tall/d", "tall/lamp")):
+        path = root / "fg" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        blob(i, 50 if name < "tall" else 30, 50 if name < "tall" else 80).save(path)
+    (root / "fg" / "credits.csv").write_text(
+        "file,author,license,url,stance,height_m\n"
+        "tall/lamp.png,Ann,CC0-1.0,,free,\n"
+        "tall/c.png,Ann,CC0-1.0,,ground,1.2\n"
+    )
+    (root / "bg").mkdir()
+    for i in range(4):
+        scene(i, 160, 160).save(root / "bg" / f"floor{i}.png")
+        # Of another resolution than its picture, and with a hole.
+        depth = floor_mm(240, 0.3 + 0.04 * i)
+        depth[:20, :20] = 0
+        Image.fromarray(depth).save(root / "bg" / f"floor{i}.depth.png")
+    return root / "fg", root / "bg"

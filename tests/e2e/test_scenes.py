@@ -19,45 +19,18 @@ from builder.release.verify import verify
 from builder.tables import write_table
 from fgbg_dataset import FgbgDataset, FgbgError, RecordReader
 from tests.e2e.running import fgbg, files_of
-from tests.pictures import blob, scene
+from tests.pictures import blob, floor_mm, scene
 
-SIZE, FAR_MM = 96, 8000
+SIZE = 96
 OPTIONS = (
     *("--layout", "scenes", "--placements", "4", "--size", str(SIZE), "--holdout", "0.3"),
     *("--depth-model", "measured", "--shard-records", "40"),
 )
 
 
-def floor_mm(size: int, horizon: float = 0.35) -> np.ndarray:
-    """Depth of a floor 1.5 m below the eye that meets a wall 8 m away, (size, size) mm."""
-    focal = size / 2 / np.tan(np.radians(30))
-    rows = np.maximum(np.arange(size) + 0.5 - horizon * size, 0.1)[:, None]
-    return np.minimum(1500 * focal / rows, FAR_MM).round().astype(np.uint16) + np.zeros(
-        (1, size), np.uint16
-    )
-
-
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Five cut-outs of two classes, one of which hangs, and four floors with measured depth."""
-    root = tmp_path_factory.mktemp("scenes")
-    for i, name in enumerate(("round/a", "round/b", "tall/c", "tall/d", "tall/lamp")):
-        path = root / "fg" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        blob(i, 50 if name < "tall" else 30, 50 if name < "tall" else 80).save(path)
-    (root / "fg" / "credits.csv").write_text(
-        "file,author,license,url,stance,height_m\n"
-        "tall/lamp.png,Ann,CC0-1.0,,free,\n"
-        "tall/c.png,Ann,CC0-1.0,,ground,1.2\n"
-    )
-    (root / "bg").mkdir()
-    for i in range(4):
-        scene(i, 160, 160).save(root / "bg" / f"floor{i}.png")
-        # Of another resolution than its picture, and with a hole.
-        depth = floor_mm(240, 0.3 + 0.04 * i)
-        depth[:20, :20] = 0
-        Image.fromarray(depth).save(root / "bg" / f"floor{i}.depth.png")
-    return root / "fg", root / "bg"
+def sources(floors: tuple[Path, Path]) -> tuple[Path, Path]:
+    return floors
 
 
 @pytest.fixture(scope="module")
