@@ -14,6 +14,11 @@ an object is cut off, and a wide picture is squeezed. A picture's IoU is the int
 of what is marked and what is masked; a figure is the mean over all pictures. No figure of a single
 picture is kept, for nothing should be tuned to one.
 
+A network can learn where an object usually lies, and how large it is, and mark that without a look
+at the picture. What that alone gives stands in the column "blind": the IoU of one mask for all
+photographs, the one that fits the masks of the training records best. Only what a choice has above
+it comes from what its records look like.
+
 Rows to compare with: everything marked; a network that was never trained; and with --real-train one
 trained on a random half of the photographs and measured on the other half, which is a ceiling.
 
@@ -46,6 +51,7 @@ from builder.recipe import NO_DEPTH_MODEL, Recipe
 from examples.train_streaming import Batch, Network, advance, augment, begin, endless, overlaps
 from fgbg_dataset import FgbgDataset, FgbgError
 
+LARGE = {"foreground_size": "0.4-1.1"}
 # Fields of the recipe by name of the choice, beside those of `recipe_of`.
 CHOICES: dict[str, dict[str, Any]] = {
     "pairs": {"foreground_size": 100 / 224},
@@ -57,6 +63,15 @@ CHOICES: dict[str, dict[str, Any]] = {
         "foreground_size": "0.2-1.1",
         "truncation": 0.4,
     },
+    "large": LARGE,
+    "large-cut": {**LARGE, "truncation": 0.4},
+    "large-blend": {**LARGE, "blend": "mixed"},
+    "large-match": {**LARGE, "match": "0-0.5"},
+    "large-sharpness": {**LARGE, "match_sharpness": True, "match_noise": True},
+    "large-jpeg": {**LARGE, "jpeg_history": "40-95"},
+    "large-jitter": {**LARGE, "object_jitter": 0.3},
+    "large-flip": {**LARGE, "background_flip": True},
+    "large-distractors": {**LARGE, "distractors": "0-2"},
     "ground": {"foreground_size": "0.2-1.1", "placement": "ground", "truncation": 0.25},
     "scenes": {"layout": "scenes"},
 }
@@ -64,6 +79,7 @@ EVERYTHING, NOTHING = "everything marked", "nothing trained"
 SETTINGS = ("steps", "batch_size", "size", "learning_rate", "depth_model")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 MEASURED = 25  # pictures at a time
+BLIND_BATCHES = 40  # whose masks say where objects lie
 
 # ------------------------------------------------------------------------------- real photographs
 
@@ -195,13 +211,29 @@ def drawn(of: Photographs, batch_size: int, seed: int) -> Course:
     return Course(mean, std, batches())
 
 
-def trained(course: Course, steps: int, rate: float, seed: int) -> Network:
+def trained(course: Course, steps: int, rate: float, seed: int) -> tuple[Network, np.ndarray]:
+    """Return the network, and masks that it was trained on."""
     network, optimizer = begin(seed, rate)
     network.train()
+    masks = []
     for step in range(steps):
         batch = augment(next(course.batches), np.random.default_rng([seed, step]))
+        if step < BLIND_BATCHES:
+            masks.append(batch["mask"][:, 0].numpy() > 0)
         advance(network, optimizer, batch, learning_rate(step, steps, rate, warmup=steps // 10))
-    return network
+    return network, np.concatenate(masks)
+
+
+def mean_iou(mask: np.ndarray, found: np.ndarray) -> float:
+    return float(overlaps({"mask": mask, "found": found}).mean())
+
+
+def blind(masks: np.ndarray) -> np.ndarray:
+    """Return of all masks that a mean mask is cut off to the one with the highest IoU (1, S, S)."""
+    masks = masks[masks.any((1, 2))]
+    mean = masks.mean(axis=0, keepdims=True)
+    candidates = [mean >= mean.max() * tenths / 10 for tenths in range(1, 10)]
+    return max(candidates, key=lambda candidate: mean_iou(masks, candidate))
 
 
 @torch.no_grad()
@@ -220,7 +252,7 @@ def measure(
 
 
 def figures(of: Photographs, found: np.ndarray, estimate_m: np.ndarray) -> dict[str, float]:
-    result = {"iou": float(overlaps({"mask": of.mask, "found": found}).mean())}
+    result = {"iou": mean_iou(of.mask, found)}
     if of.depth_m is not None:
         for name, scaled in (("abs_rel", False), ("abs_rel_scaled", True)):
             metrics = DepthMetrics(1e-3, math.inf, median_scaling=scaled)
@@ -243,6 +275,7 @@ def run(
     """Train on one choice with one seed, and measure."""
     wall, cpu = time.perf_counter(), time.process_time()
     measured, with_depth = real, real.depth_m is not None
+    unseen: dict[str, float] = {}
     if name == NOTHING:
         mean, std = np.full(3, 0.5), np.full(3, 0.25)
         network = begin(seed, args.learning_rate)[0]
@@ -257,8 +290,9 @@ def run(
             folders = (args.foregrounds, args.backgrounds)
             course = composed(folders, recipe, args.batch_size, with_depth)
         mean, std = course.mean, course.std
-        network = trained(course, args.steps, args.learning_rate, seed)
-    result = measure(network, measured, mean, std)
+        network, masks = trained(course, args.steps, args.learning_rate, seed)
+        unseen["blind"] = mean_iou(measured.mask, blind(masks))
+    result = {**measure(network, measured, mean, std), **unseen}
     result["cpu_s"] = round(time.process_time() - cpu, 1)
     return {**result, "wall_s": round(time.perf_counter() - wall, 1)}
 
@@ -294,7 +328,7 @@ def results_in(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def table(results: dict[str, Any], rows: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
     with_depth = "abs_rel" in results["reference"]
-    columns = [f"IoU, seed {seed}" for seed in seeds] + ["mean", "spread"]
+    columns = [f"IoU, seed {seed}" for seed in seeds] + ["mean", "spread", "blind"]
     if with_depth:
         columns += ["abs-rel", "abs-rel, scaled"]
     yield f"| choice | {' | '.join(columns)} | CPU s a run |"
@@ -308,6 +342,8 @@ def table(results: dict[str, Any], rows: Sequence[str], seeds: Sequence[int]) ->
         ious = [one["iou"] for one in runs]
         cells = [f"{iou:.3f}" for iou in (ious if name != EVERYTHING else ious * len(seeds))]
         cells += [f"{np.mean(ious):.3f}", f"{max(ious) - min(ious):.3f}"]
+        blinds = [one["blind"] for one in runs if "blind" in one]
+        cells.append(f"{np.mean(blinds):.3f}" if blinds else "")
         if with_depth:
             errors = [(one["abs_rel"], one["abs_rel_scaled"]) for one in runs]
             cells += [f"{error:.3f}" for error in np.mean(errors, axis=0)]

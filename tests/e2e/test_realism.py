@@ -62,7 +62,9 @@ def test_a_table_of_choices_that_goes_on_where_it_stopped(
     out = tmp_path / "results" / "realism.json"
     said = ran(words, capsys, "--choices", "pairs,sizes", "--real-train", "--out", out)
     lines = said.out.splitlines()
-    assert lines[0] == "| choice | IoU, seed 0 | IoU, seed 3 | mean | spread | CPU s a run |"
+    assert (
+        lines[0] == "| choice | IoU, seed 0 | IoU, seed 3 | mean | spread | blind | CPU s a run |"
+    )
     names = ["everything marked", "nothing trained", "pairs", "sizes", "2 real pictures"]
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in names]
     everything = np.mean([area(i) / SIZE**2 for i in range(4)])
@@ -75,6 +77,11 @@ def test_a_table_of_choices_that_goes_on_where_it_stopped(
         ious = [held["runs"][name]["seeds"][seed]["iou"] for seed in ("0", "3")]
         wanted = [*ious, np.mean(ious), abs(ious[0] - ious[1])]
         assert cells[1:5] == [f"{value:.3f}" for value in wanted]
+
+    assert lines[3].split(" | ")[5] == ""  # nothing is known of where objects lie
+    for name, line in zip(names[2:], lines[4:], strict=True):
+        blinds = [one["blind"] for one in held["runs"][name]["seeds"].values()]
+        assert line.split(" | ")[5] == f"{np.mean(blinds):.3f}"
 
     # The untrained network again, one picture and one pixel at a time.
     torch.manual_seed(3)
@@ -123,6 +130,17 @@ def test_depth_is_learnt_and_measured_where_it_is_given(words, real, tmp_path, c
     assert held["reference"]["abs_rel_scaled"] == pytest.approx(0, abs=1e-6)
     one = held["runs"]["scenes"]["seeds"]["0"]
     assert 0 < one["abs_rel_scaled"] != one["abs_rel"]
+
+
+def test_blind_is_the_best_cut_through_the_mean_of_the_masks():
+    masks = np.zeros((5, 8, 8), bool)
+    masks[:3, 2:6, 2:6] = True
+    masks[3] = True  # the last marks nothing
+    centre, everywhere = (3 + 16 / 64) / 4, (3 * 16 / 64 + 1) / 4
+    assert centre > everywhere
+    assert np.array_equal(realism.blind(masks)[0], masks[0])
+    masks[1:3] = True
+    assert realism.blind(masks).all()
 
 
 def test_pictures_are_squeezed_to_the_square_the_network_sees(tmp_path):
