@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.pinned import CutAt
-from builder.record.composition import Cutout, Pixels
+from builder.record.composition import ALPHA_IN_MASK, Cutout, Pixels
 
 # Of R, G and B the gain in 256ths and the offset in levels: x becomes x gain / 256 + offset.
 Colour = tuple[tuple[int, int], ...]
@@ -134,10 +134,10 @@ def dress(plain: Cutout, blend: str, blur_px: int, cut_at: CutAt) -> Cutout:
     alpha = _padded(255 - plain.clear[:, ::3], margin, cut_at)
     if blur_px or margin:
         radius = max(blur_px, margin)
-        # What lies under transparent pixels is no colour of the object, so it gets that of its
-        # neighbours, by alpha.
+        # What lies under nearly transparent pixels is hardly a colour of the object, so they get
+        # that of their neighbours, by alpha.
         around = box_sum(alpha, radius)
-        where = around > 0 if blur_px else (around > 0) & (alpha == 0)
+        where = around > 0 if blur_px else (around > 0) & (alpha < ALPHA_IN_MASK)
         sums, weights = _colour_sums(colours, alpha, radius)[where], around[where][:, None]
         colours = colours.copy()
         colours[where] = (sums + weights // 2) // weights

@@ -90,7 +90,7 @@ def test_a_blurred_edge_reaches_a_pixel_beyond_and_has_the_colours_of_the_object
         square = around(alpha, y - 1, x - 1, 1, cut_at)
         assert alpha_of(made)[y, x] == rounded(Fraction(sum(map(int, square)), 9))
         inside = 1 <= y <= height and 1 <= x <= width
-        if inside and alpha[y - 1, x - 1]:
+        if inside and alpha[y - 1, x - 1] >= 128:
             assert (made.colours[y, x] == foreground[y - 1, x - 1, :3]).all()
         elif not cut_at and sum(map(int, square)):
             sums = sum(around(weighed, y - 1, x - 1, 1, ""))
