@@ -279,8 +279,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scenes", type=int, default=8, help="of each of the six kinds")
-    parser.add_argument("--records", type=int, default=2000, help="that speed is measured on")
+    parser.add_argument("--records", type=int, default=2000, help="to measure speed on, from 400")
     chosen = parser.parse_args()
+    if chosen.records < 400:
+        parser.error("--records must be 400 or more, of which a tenth fill the caches")
     recipe, model = locate_model(Recipe(size=SIZE))
     estimator = DepthEstimator(model, recipe, device="cpu")
     scenes = list(rendered(chosen.scenes))

@@ -22,7 +22,13 @@ from PIL import Image
 
 from builder.errors import FgbgError, NotABuildError
 from builder.hub import is_hub_id, request_errors, why
-from builder.layout import RECIPE_FILE, STATISTICS_FILE, read_recipe, read_statistics
+from builder.layout import (
+    RECIPE_FILE,
+    STATISTICS_FILE,
+    read_recipe,
+    read_statistics,
+    refuse_set_aside,
+)
 from builder.pinned import PinnedRecipe
 from builder.record import (
     TRAIN,
@@ -97,6 +103,7 @@ class RecordReader:
             FgbgError: the Hub or the store cannot be reached, or has no such repo for this token.
         """
         folder = place(source)
+        refuse_set_aside(folder)
         if isinstance(folder, Path) and not folder.is_dir():
             folder = _fetch(str(source), revision, token)
         pinned = read_recipe(folder)

@@ -126,6 +126,21 @@ def content_digest(out: Place) -> str:
     return digest.hexdigest()
 
 
+def refuse_set_aside(out: Place) -> None:
+    """Say where a set is whose extension was stopped while it took the set's place.
+
+    Raises:
+        NotABuildError: it lies beside OUT, and nothing is in OUT.
+    """
+    if not isinstance(out, Path) or out.exists():
+        return
+    if (out.parent / f".{out.name}.fgbg" / "before" / RECIPE_FILE).is_file():
+        raise NotABuildError(
+            f"{out} was being extended when that was stopped; `fgbg status {out}` puts the set "
+            "back, and the same `fgbg extend` goes on."
+        )
+
+
 def read_recipe(folder: Place) -> PinnedRecipe:
     """Read the recipe of a finished or begun build.
 
@@ -139,6 +154,7 @@ def read_recipe(folder: Place) -> PinnedRecipe:
     try:
         text = read_text(path, MAX_RECIPE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
+        refuse_set_aside(folder)
         missing = f"{folder} is not a finished build of fgbg: it has no {RECIPE_FILE}."
         raise NotABuildError(missing) from None
     except (OSError, ValueError) as error:

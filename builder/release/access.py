@@ -30,6 +30,7 @@ from builder.layout import (
     STATISTICS_FILE,
     TABLE_FILE,
     built_format,
+    refuse_set_aside,
 )
 from builder.remote import StorePath, place
 from builder.tables import FileFormat
@@ -195,6 +196,7 @@ def open_place(
         FgbgError: the Hub cannot be read; raised from within the block too.
     """
     where = place(target)
+    refuse_set_aside(where)
     if isinstance(where, Path):
         named = isinstance(target, str) and "/" in target and is_hub_id(target)
         if where.exists() or not named:

@@ -11,7 +11,7 @@ import pytest
 from datasets import load_dataset
 
 from builder.release.verify import verify
-from fgbg_dataset import FgbgDataset, earlier_set
+from fgbg_dataset import FgbgDataset, NotABuildError, RecordReader, earlier_set
 from tests.e2e.running import OPTIONS, commits, fgbg, files_of, start, wait_until
 from tests.pictures import blob, scene
 
@@ -125,6 +125,11 @@ def test_a_kill_between_the_two_renames_is_made_good(copy, sources):
     work = copy.parent / ".set.fgbg"
     work.mkdir()
     copy.rename(work / "before")
+    for command in ("verify", "card", "preview"):
+        said = fgbg(command, copy, code=2).stderr
+        assert f"`fgbg status {copy}` puts the set back" in said, command
+    with pytest.raises(NotABuildError, match="puts the set back"):
+        RecordReader.of(copy)
     assert earlier_set(copy).n_records == 72
     assert files_of(copy) == before
 
