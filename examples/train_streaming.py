@@ -5,11 +5,13 @@
     python -m examples.train_streaming out/mine                            # a set by `fgbg build`
     python -m examples.train_streaming somebody/set                        # a set on the Hub
 
-The first two make records as they are needed: nothing is stored, and every epoch has placements of
-its own. The others read stored records, from the Hub while they are downloaded. Either way the
-folder `--out` gets the numbers (results.json), a picture of predictions (predictions.png) and the
-network (checkpoint.safetensors). After a kill the same command with --resume ends in the same
-weights, bit for bit on the same processor.
+The first two make scenes as they are needed: nothing is stored, and every epoch has placements of
+its own. The others read stored records, from the Hub while they are downloaded. With --real IMAGES
+MASKS the network is also measured on photographs that nothing was trained on; a mask has its
+photograph's name and is white where the object is. The folder `--out` gets the numbers
+(results.json), a picture of predictions (predictions.png) and the network
+(checkpoint.safetensors). After a kill the same command with --resume ends in the same weights, bit
+for bit on the same processor.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from builder.finetune import checkpoint_state, learning_rate, load_checkpoint, s
 from builder.record import Plan
 from builder.release import LUT, DepthScale
 from builder.sources import demo_folders
+from examples.photographs import Photographs, photographs
 from fgbg_dataset import FgbgDataset, FgbgError, RecordReader
 
 CHECKPOINT, RESULTS, PICTURE = "checkpoint.safetensors", "results.json", "predictions.png"
@@ -57,14 +60,16 @@ class Source:
         if self.stored:
             self.reader = RecordReader.of(self.stored)
         else:
+            # Nothing stands on a ground that no depth shows.
+            placement = "uniform" if args.depth_model == "none" else "ground"
             self.builder = FgbgDataset(
                 *(args.on_the_fly or demo_folders()),
+                layout="scenes",
                 size=args.size,
-                foreground_size=args.size * 4 // 9,
-                placements=args.placements,
+                foreground_size=args.foreground_size,
+                placement=placement,
                 holdout=0.2,
                 depth_model=args.depth_model,
-                depth_input=args.depth_input,
                 seed=args.seed,
             )
             self.reader = self.builder.reader()
@@ -78,11 +83,8 @@ class Source:
             # shuffle buffer is needed, and none is lost when a run resumes. With more than one
             # input shard at a time `datasets` 5.2 sleeps five seconds after every pass.
             stream = stream.shuffle(seed=self.seed, buffer_size=1, max_buffer_input_shards=1)
-        elif self.reader.pinned.depth:
-            stream = self.builder.as_streaming_dataset(split)
-        else:  # composition alone: thousands of records a second
-            return self.builder.as_array_stream(split)
-        return self.reader.undecoded(stream)  # pictures stay bytes for the reader, which is faster
+            return self.reader.undecoded(stream)  # pictures stay bytes for the reader: faster
+        return self.builder.as_array_stream(split)
 
 
 def endless(
@@ -239,6 +241,15 @@ def predict(network: Network, source: Source, split: str, images: int) -> Arrays
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+@torch.no_grad()
+def marked(network: Network, source: Source, real: Photographs) -> Arrays:
+    """Return truth and predicted mask for real photographs, (images, H, W) each."""
+    network.train(mode=False)
+    pixels = real.batch(source.reader.mean, source.reader.std)["pixel_values"]
+    found = np.concatenate([(network(part)[0][:, 0] > 0).numpy() for part in pixels.split(16)])
+    return {"fg_bg": real.pixels, "mask": real.mask, "found": found}
+
+
 def overlaps(of: Arrays) -> np.ndarray:
     """Return the mask's intersection over union with the prediction, (images,)."""
     mask, found = of["mask"], of["found"]
@@ -272,7 +283,8 @@ def draw(predictions: dict[str, Arrays], source: Source, side: int = 144) -> Ima
         shown[split] = {name: values[middle : middle + 1] for name, values in of.items()}
     if info := source.reader.pinned.depth:
         columns |= {"depth": "depth_m", "predicted depth": "estimate_m"}
-        scale = DepthScale.around([of["depth_m"] for of in shown.values()], info)
+        depths = [of["depth_m"] for of in shown.values() if "depth_m" in of]
+        scale = DepthScale.around(depths, info)
     gap, top, pitch = 10, 28, side + 28
     picture = Image.new(
         "RGB", (len(columns) * (side + gap) + gap, top + len(shown) * pitch), "white"
@@ -280,6 +292,8 @@ def draw(predictions: dict[str, Arrays], source: Source, side: int = 144) -> Ima
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     for row, (split, of) in enumerate(shown.items()):
         for column, (title, name) in enumerate(columns.items()):
+            if name not in of:  # a photograph has no depth
+                continue
             at, pixels = (gap + column * (side + gap), top + row * pitch), of[name][0]
             if name.endswith("_m"):
                 pixels = LUT[scale.codes(pixels)]
@@ -311,9 +325,9 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("source", nargs="?", help="folder or Hub id of a set; without it, records on the fly")
     add("--on-the-fly", nargs=2, metavar=("FOREGROUNDS", "BACKGROUNDS"), help="folders of pictures")
     add("--size", type=int, default=128, help="px a side of records on the fly (%(default)s)")
-    add("--placements", type=int, default=20, help="on the fly, for a pair of pictures an epoch")
+    add("--foreground-size", default="0.4-1.1", help="of objects on the fly (%(default)s)")
     add("--depth-model", default="demo", help="for records on the fly; none: learn the mask alone")
-    add("--depth-input", type=int, default=128, help="px a side the depth model sees (%(default)s)")
+    add("--real", nargs=2, type=Path, metavar=("IMAGES", "MASKS"), help="photographs to measure on")
     add("--out", type=Path, default=Path("out/example"), help="folder of the results (%(default)s)")
     add("--steps", type=int, default=600, help="(%(default)s)")
     add("--batch-size", type=int, default=16, help="(%(default)s)")
@@ -342,6 +356,9 @@ def main(words: Sequence[str] | None = None) -> None:
     settings["data"] = source.reader.pinned.fingerprint
     network = train(source, args, settings)
     predictions = {split: predict(network, source, split, args.images) for split in source.splits}
+    if args.real:
+        real = photographs(*args.real, None, source.reader.pinned.recipe.size)
+        predictions["photographs"] = marked(network, source, real)
     median_m = float(np.nanmedian(predictions["train"].get("depth_m", 0)))
     splits = {split: measure(of, median_m) for split, of in predictions.items()}
     results = {**settings, "cpu_seconds": round(time.process_time()), "splits": splits}

@@ -22,6 +22,8 @@ from examples.train_streaming import CHECKPOINT, PICTURE, RESULTS, Network, main
 from tests.e2e.running import files_of, is_newer, wait_until, written
 
 # 54 or 72 train records in batches of 8: over two epochs; a kill falls into any part of one.
+from tests.pictures import scene
+
 RUN = ("--steps", "20", "--batch-size", "8", "--images", "8", "--every", "4")
 SPLITS = ["train", "unseen_background", "unseen_foreground", "unseen_both"]
 SIDE, PITCH, TOP, GAP = 144, 172, 28, 10  # of the picture, in px
@@ -35,11 +37,10 @@ def _threads():
 
 
 @pytest.fixture(scope="module")
-def runs(built, sources, tiny_model, tmp_path_factory):
+def runs(built, floors, tmp_path_factory):
     """Undisturbed runs on stored records and on the fly: words, folders and what they told."""
     root = tmp_path_factory.mktemp("example")
-    fresh = ("--on-the-fly", *sources, "--size", "64", "--depth-model", tiny_model)
-    fresh = (*fresh, "--depth-input", "64", "--placements", "3")
+    fresh = ("--on-the-fly", *floors, "--size", "64", "--depth-model", "measured")
     chosen = {"stored": (built,), "fresh": fresh}
     done = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -166,15 +167,25 @@ def test_the_picture_shows_composites_masks_and_depth(runs, built):
 def test_masks_alone_need_no_depth_model(sources, tmp_path, capsys):
     words = ["--on-the-fly", *map(str, sources), "--depth-model", "none", "--size", "50"]
     words += ["--steps", "2", "--batch-size", "3", "--images", "4", "--out", str(tmp_path / "out")]
-    main([*words, "--json"])
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for i in range(3):
+        scene(i, 80, 60).save(tmp_path / "images" / f"{i}.jpg")
+        mask = Image.new("L", (80, 60))
+        mask.paste(255, (20, 10, 60, 50))
+        mask.save(tmp_path / "masks" / f"{i}.png")
+    real = ["--real", str(tmp_path / "images"), str(tmp_path / "masks")]
+    main([*words, *real, "--json"])
     results = json.loads(capsys.readouterr().out)
     assert results == json.loads((tmp_path / "out" / RESULTS).read_text())
-    assert list(results["splits"]) == SPLITS
-    for values in results["splits"].values():
+    assert list(results["splits"]) == [*SPLITS, "photographs"]
+    for split, values in results["splits"].items():
         assert set(values) == {"images", "mask_iou", "mask_iou_everything"}
-        assert values["images"] == 4
+        assert values["images"] == (3 if split == "photographs" else 4)
+    real_share = results["splits"]["photographs"]["mask_iou_everything"]
+    assert real_share == pytest.approx(40 * 40 / (80 * 60), abs=0.02)
     with Image.open(tmp_path / "out" / PICTURE) as image:
-        assert image.width == 3 * (SIDE + GAP) + GAP
+        assert image.size == (3 * (SIDE + GAP) + GAP, TOP + 5 * PITCH)
 
 
 def test_what_can_not_be_continued_is_told(runs, built, sources, capsys):
