@@ -104,7 +104,7 @@ def read_bytes(path: Place, most_bytes: int, *, within: Path | None = None) -> b
     with open_regular(path, within=within) as file:
         if (size_bytes := os.fstat(file.fileno()).st_size) > most_bytes:
             raise ValueError(too_large.format(size_bytes, most_bytes))
-        return file.read(most_bytes)
+        return file.read(size_bytes)  # a larger number would take that much memory first
 
 
 def read_text(path: Place, most_bytes: int, *, within: Path | None = None) -> str:
