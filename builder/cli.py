@@ -97,10 +97,16 @@ def _recipe_option(field: Field) -> Decorator:
     default = None if field.name == "depth_input" else getattr(Recipe(), field.name)
     shown: Any = True
     if (in_scenes := layout_default(field.name, "scenes")) != default and default is not None:
-        shown = f"{default}; scenes: {in_scenes}"
+        shown = f"{_as_shown(field, default)}; scenes: {_as_shown(field, in_scenes)}"
     return cloup.option(
         flag, field.name, type=kind, default=default, show_default=shown, help=meaning(field.name)
     )
+
+
+def _as_shown(field: Field, value: Any) -> Any:
+    """Return how help texts write a value: a switch by its name."""
+    name = field.name.replace("_", "-")
+    return {True: name, False: f"no-{name}"}[value] if isinstance(value, bool) else value
 
 
 class _SizeOrShare(click.ParamType):  # type: ignore[type-arg]

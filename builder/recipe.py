@@ -44,7 +44,7 @@ _BY_LAYOUT: dict[str, dict[Layout, Any]] = {
     "placements": {"pairs": 20, "scenes": 1000},
     "records": {"pairs": None, "scenes": 20_000},
     "size": {"pairs": 224, "scenes": 512},
-    "foreground_size": {"pairs": 100, "scenes": 0.45},
+    "foreground_size": {"pairs": 100, "scenes": "0.4-1.1"},
     "objects": {"pairs": "1", "scenes": "1-4"},
     "placement": {"pairs": "uniform", "scenes": "ground"},
     "depth_source": {"pairs": "network", "scenes": "composed"},
@@ -53,6 +53,8 @@ _BY_LAYOUT: dict[str, dict[Layout, Any]] = {
     "max_overlap": {"pairs": 0.4, "scenes": 0.4},
     "min_visible": {"pairs": 0.3, "scenes": 0.3},
     "blend": {"pairs": "none", "scenes": "mixed"},
+    "background_flip": {"pairs": False, "scenes": True},
+    "object_jitter": {"pairs": 0.0, "scenes": 0.3},
 }
 MAX_OBJECTS = 255  # numbers in 8 bits
 LARGEST_SHARE = 1.1  # of the side of a record that a foreground of varying size may have
@@ -227,12 +229,12 @@ class Recipe:
     jpeg_history: Annotated[str, _qualities] = _option(
         "none", "quality at which a record was a JPEG once before, such as 40-95", before="none"
     )
-    background_flip: bool = _option(False, "mirror half of the backgrounds", before=False)
+    background_flip: bool = _option(None, "mirror half of the backgrounds", before=False)
     jitter: Annotated[float, Between(0, 1)] = _option(
         0.0, "share by which a record's brightness, contrast and tint vary", before=0.0
     )
     object_jitter: Annotated[float, Between(0, 1)] = _option(
-        0.0, "share by which an object's brightness, contrast and tint vary", before=0.0
+        None, "share by which an object's brightness, contrast and tint vary", before=0.0
     )
     distractors: Annotated[str, _distractors] = _option(
         "0", "objects that are pasted and not labelled, such as 0-2", before="0"

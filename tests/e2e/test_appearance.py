@@ -26,7 +26,8 @@ from tests.pictures import blob, scene
 SIZE = 96
 FIELDS: dict[str, Any] = {
     "layout": "scenes", "placements": 4, "size": SIZE, "holdout": 0.3, "depth_model": "measured",
-    "image_format": "png", "records": 40, "blend": "none",
+    "image_format": "png", "records": 40, "foreground_size": 0.45, "blend": "none",
+    "background_flip": False, "object_jitter": 0.0,
 }  # fmt: skip
 ALL = {
     "blend": "mixed", "match": "0.2-0.8", "shadow": "0.3-0.6", "match_sharpness": True,
@@ -175,7 +176,11 @@ def test_distractors_are_seen_and_listed_and_not_labelled(floors: Folders, plain
 
 
 def test_siblings_share_all_but_the_edge(floors: Folders, tmp_path: Path) -> None:
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in FIELDS.items() if k != "blend"]
+    options = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in FIELDS.items()
+        if name not in ("blend", "background_flip")
+    ]
     out = tmp_path / "out"
     fgbg("build", *floors, out, *options, "--siblings", "--shard-records", "10", "--workers", "1")
     assert verify(out, sample=None).problems == ()

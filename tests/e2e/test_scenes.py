@@ -24,7 +24,8 @@ from tests.pictures import blob, floor_mm, scene
 SIZE = 96
 OPTIONS = (
     *("--layout", "scenes", "--placements", "4", "--size", str(SIZE), "--holdout", "0.3"),
-    *("--depth-model", "measured", "--shard-records", "40"),
+    *("--depth-model", "measured", "--shard-records", "40", "--foreground-size", "0.45"),
+    *("--no-background-flip", "--object-jitter", "0"),
 )
 
 
@@ -140,7 +141,7 @@ def test_two_workers_and_other_shards_make_the_same(built: Path, sources, tmp_pa
 def test_a_stream_yields_the_stored_rows_and_arrays(built: Path, sources) -> None:
     builder = FgbgDataset(
         *sources, layout="scenes", placements=4, size=SIZE, holdout=0.3, depth_model="measured",
-        shard_records=40,
+        shard_records=40, foreground_size=0.45, background_flip=False, object_jitter=0,
     )  # fmt: skip
     stored = datasets.load_dataset(str(built), split="train")
     stream = builder.as_streaming_dataset("train")
@@ -271,8 +272,9 @@ def test_a_painted_ground_overrides_what_is_found(sources, tmp_path: Path) -> No
         ground.paste(255, (0, 120, 80, 160))
         ground.save(path.with_suffix(".ground.png"))
     builder = FgbgDataset(
-        sources[0], tmp_path / "bg", layout="scenes", size=96, depth_model="measured", placements=2
-    )
+        *(sources[0], tmp_path / "bg"), layout="scenes", size=96, depth_model="measured",
+        placements=2, background_flip=False,
+    )  # fmt: skip
     feet = [
         (x, y)
         for row in builder.as_streaming_dataset("train").take(40)
