@@ -55,6 +55,7 @@ from builder.errors import (
     TrainingError,
     UnfinishedError,
 )
+from builder.exports import Export, export
 from builder.files import read_text
 from builder.layout import (
     RECIPE_FILE,
@@ -98,6 +99,7 @@ __all__ = [
     "CardError",
     "DepthCodec",
     "DepthModelError",
+    "Export",
     "FgbgDataset",
     "FgbgDatasetDict",
     "FgbgError",
@@ -116,6 +118,7 @@ __all__ = [
     "UnfinishedError",
     "VerifyReport",
     "earlier_set",
+    "export",
     "extend_build",
     "finish_build",
     "publish",

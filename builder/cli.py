@@ -31,7 +31,8 @@ from builder.console import (
     table,
 )
 from builder.depth import BACKENDS, DEVICES
-from builder.errors import PublishError, RecipeMismatchError, summarized
+from builder.errors import FgbgError, RecipeMismatchError, summarized
+from builder.exports import FORMATS
 from builder.finetune import finetune_command
 from builder.layout import loads_by_path
 from builder.pinned import PinnedRecipe, load_recipe
@@ -745,12 +746,94 @@ def _show_plan(out: Path, plan: Any) -> None:
         say(f"  note      {warning}")
 
 
-def _confirmed() -> bool:
+def _confirmed(do: str = "send it", question: str = "Send it?") -> bool:
     if not sys.stdin.isatty():
-        raise PublishError(
-            "nobody is here to confirm this; look at the plan above and add --yes to send it."
+        raise FgbgError(
+            f"nobody is here to confirm this; look at the plan above and add --yes to {do}."
         )
-    return click.confirm("Send it?", err=True)
+    return click.confirm(question, err=True)
+
+
+@_command(_SHARE, name="export")
+@cloup.argument("target", metavar="OUT|REPO_ID")
+@cloup.argument("dest")
+@cloup.option_group(
+    "What",
+    cloup.option(
+        "--to", "to", type=click.Choice(FORMATS), required=True, help="format to write it in"
+    ),
+    cloup.option(
+        "--split", "splits", multiple=True, help="split to write, may be repeated; else all"
+    ),
+    cloup.option(
+        "--category-from",
+        type=click.Choice(["foreground", "single"]),
+        default="foreground",
+        show_default=True,
+        help="class objects as their foregrounds are, or all as one",
+    ),
+    _revision,
+)
+@cloup.option_group(
+    "How",
+    cloup.option("--dry-run", is_flag=True, help="print what would be written, and write nothing"),
+    cloup.option("--yes", "-y", is_flag=True, help="write without asking"),
+    _json,
+    _quiet,
+)
+@click.pass_context
+def export_(
+    ctx: click.Context,
+    target: str,
+    dest: str,
+    to: str,
+    splits: tuple[str, ...],
+    category_from: str,
+    revision: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write a finished set in another format.
+
+    OUT is a folder, REPO_ID a set on the Hub; DEST is a new folder. Pictures are copied as they are
+    stored. Interrupted and repeated, it goes on where it stopped.
+    """
+    from builder.exports import export
+
+    ctx.meta[RESUME] = "Finished shards are kept; the same command resumes."
+
+    def approve(plan: Any) -> bool:
+        if not quiet or not yes:
+            _show_export(plan)
+        return not dry_run and (yes or _confirmed("write it", "Write it?"))
+
+    done = export(
+        target,
+        dest,
+        to,
+        splits=splits or None,
+        category_from=category_from,
+        revision=revision,
+        approve=approve,
+        progress=not quiet,
+    )
+    if as_json or not quiet:
+        held = f"{done.records:,} records with {done.objects:,} objects in {dest}"
+        summary = f"{held}: {done.files:,} files, {size(done.size_bytes)}."
+        lines = [summary, *done.lost] if done.written else ["Nothing was written."]
+        show({**asdict(done), "records": done.records}, lines, as_json)
+
+
+def _show_export(plan: Any) -> None:
+    say(f"{plan.records:,} records of {plan.source}")
+    say(f"  to        {plan.dest}, as {plan.format}")
+    for name, n in plan.splits.items():
+        say(f"  split     {name}, {n:,} records")
+    say(f"  read      {plan.shards:,} files, {size(plan.reads_bytes)}")
+    if plan.shards_kept:
+        say(f"  kept      {plan.shards_kept:,} files of an interrupted export")
 
 
 @_command(_MODELS, name="convert-depth")

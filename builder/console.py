@@ -158,9 +158,9 @@ def show(result: Any, lines: str | Sequence[str], as_json: bool) -> None:
         raise OutputError(f"done, but the result cannot be printed: {error.strerror}.") from None
 
 
-def bar(unit: str, title: str, quiet: bool) -> Any:
+def bar(unit: str, title: str, quiet: bool, total: int | None = None) -> Any:
     """Return a progress bar on stderr; none where nobody would see it."""
-    return tqdm(unit=f" {unit}", desc=title, disable=True if quiet else None)
+    return tqdm(unit=f" {unit}", desc=title, total=total, disable=True if quiet else None)
 
 
 def printable_lines(text: str) -> str:

@@ -9,7 +9,10 @@ from builder.record.encoding import (
     decode_instances,
     decode_mask,
     encode_image,
+    encode_indexed,
+    encode_instances,
     encode_mask,
+    encode_rgb,
     mask_pixels,
 )
 from builder.record.plan import SPLITS, TRAIN, Ids, Plan, SplitPlan, hold_out, hold_out_more
@@ -36,7 +39,10 @@ __all__ = [
     "decode_instances",
     "decode_mask",
     "encode_image",
+    "encode_indexed",
+    "encode_instances",
     "encode_mask",
+    "encode_rgb",
     "hold_out",
     "hold_out_more",
     "mask_pixels",

@@ -31,6 +31,7 @@ Pixels = npt.NDArray[np.uint8]
 Stored = npt.NDArray[np.uint16]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _RGB, _INDEXED = 0, 2, 3  # what PNG calls them
 _DEPTH_MODES = ("I;16", "I", "L")  # of Pillow
 _DEFLATE_LEVEL = 1  # of 1..12; 4 makes depth a sixth smaller for nearly twice the time
 _LOG_JPEG_QUALITY = 90
@@ -111,6 +112,16 @@ def encode_instances(instances: Pixels) -> bytes:
     return _grey_png(instances, instances.shape[1], bit_depth=8)
 
 
+def encode_indexed(indexes: Pixels, palette: Pixels) -> bytes:
+    """Encode indexes, (H, W) uint8, as PNG with a palette, (N, 3) uint8."""
+    return _png(indexes, indexes.shape[1], 8, _INDEXED, _png_chunk(b"PLTE", palette.tobytes()))
+
+
+def encode_rgb(pixels: Pixels) -> bytes:
+    """Encode colours, (H, W, 3) uint8, as PNG."""
+    return _png(pixels.reshape(len(pixels), -1), pixels.shape[1], 8, _RGB)
+
+
 def decode_instances(encoded: bytes, size: int) -> Pixels:
     """Decode what `encode_instances` returned to (H, W) uint8.
 
@@ -159,12 +170,17 @@ def mask_pixels(mask: Any) -> npt.NDArray[np.bool_]:
 
 def _grey_png(rows: Pixels, width: int, bit_depth: int) -> bytes:
     """Wrap rows of packed grey samples, (H, bytes) uint8, as PNG without row filters."""
+    return _png(rows, width, bit_depth, _GREY)
+
+
+def _png(rows: Pixels, width: int, bit_depth: int, colour: int, more: bytes = b"") -> bytes:
+    """Wrap rows of packed samples, (H, bytes) uint8, as PNG; `more` chunks come before the data."""
     height, row_bytes = rows.shape
     raw = np.zeros((height, row_bytes + 1), dtype=np.uint8)  # the first byte: filter 0
     raw[:, 1:] = rows
     data = bytes(deflate.zlib_compress(raw, _DEFLATE_LEVEL))
-    head = _grey_png_head(width, height, bit_depth)
-    return head + _png_chunk(b"IDAT", data) + _png_chunk(b"IEND", b"")
+    head = _png_head(width, height, bit_depth, colour)
+    return head + more + _png_chunk(b"IDAT", data) + _png_chunk(b"IEND", b"")
 
 
 def _grey_png_rows(encoded: bytes, size: int, bit_depth: int) -> Pixels | None:
@@ -172,7 +188,7 @@ def _grey_png_rows(encoded: bytes, size: int, bit_depth: int) -> Pixels | None:
 
     None for any other picture, which a general image library has to decode.
     """
-    head = _grey_png_head(size, size, bit_depth)
+    head = _png_head(size, size, bit_depth, _GREY)
     data = slice(len(head) + 8, len(encoded) - 16)  # IDAT's length and name; its CRC and IEND
     if encoded[: len(head)] != head or encoded[len(head) : data.start] != struct.pack(
         ">I4s", max(0, data.stop - data.start), b"IDAT"
@@ -188,8 +204,8 @@ def _grey_png_rows(encoded: bytes, size: int, bit_depth: int) -> Pixels | None:
 
 
 @lru_cache(64)
-def _grey_png_head(width: int, height: int, bit_depth: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, 0, 0, 0, 0)
+def _png_head(width: int, height: int, bit_depth: int, colour: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
     return _PNG_SIGNATURE + _png_chunk(b"IHDR", header)
 
 

@@ -1,5 +1,6 @@
 """What is made from a finished set, and read from nothing else: card, page, publication, checks."""
 
+from builder.release.access import Folder, Repo, Stored, open_place
 from builder.release.card import write_card
 from builder.release.ground_sheet import ground_sheet
 from builder.release.preview import LUT, TABLE_RECORDS, DepthScale, write_preview
@@ -10,10 +11,14 @@ __all__ = [
     "LUT",
     "TABLE_RECORDS",
     "DepthScale",
+    "Folder",
     "Publication",
     "PushPlan",
+    "Repo",
+    "Stored",
     "VerifyReport",
     "ground_sheet",
+    "open_place",
     "publish",
     "verify",
     "write_card",
