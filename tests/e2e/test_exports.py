@@ -505,7 +505,9 @@ def test_hf_instances_train_a_step_of_mask2former(out: Path, tmp_path: Path) -> 
     names = train[0]["semantic_class_to_id"]
     assert names == {name: n for n, name in enumerate(["background", *classes_of(out)])}
     rows, batch = rows_of(out, "train"), []
-    processor = Mask2FormerImageProcessorPil(do_resize=False, ignore_index=255)
+    processor = Mask2FormerImageProcessorPil(
+        do_resize=False, do_reduce_labels=True, ignore_index=255
+    )
     for found in train:
         pixels = np.asarray(found["annotation"])
         due = objects_of(rows[found["image_id"]])
@@ -521,7 +523,9 @@ def test_hf_instances_train_a_step_of_mask2former(out: Path, tmp_path: Path) -> 
             instance_id_to_semantic_id={int(k): int(c) for c, k in pairs},
             return_tensors="pt",
         )
-        assert len(inputs["mask_labels"][0]) == len(due) + 1
+        assert inputs["class_labels"][0].tolist() == [category for category, _, _ in due]
+        masks = np.asarray(inputs["mask_labels"][0]) > 0
+        assert (masks == np.stack([mask for _, mask, _ in due])).all()
         batch.append(inputs)
     torch.manual_seed(0)
     backbone = SwinConfig(
@@ -532,7 +536,7 @@ def test_hf_instances_train_a_step_of_mask2former(out: Path, tmp_path: Path) -> 
         Mask2FormerConfig(
             backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32,
             encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
-            dim_feedforward=16, num_queries=8, train_num_points=64, num_labels=len(names),
+            dim_feedforward=16, num_queries=8, train_num_points=64, num_labels=len(names) - 1,
         )
     )  # fmt: skip
     train_a_step(
