@@ -46,6 +46,7 @@ bench: $(VENV)/.dev ## run the benchmarks and print their tables
 	$(BIN)/python benchmarks/compose.py
 	$(BIN)/python benchmarks/depth.py
 	$(BIN)/python benchmarks/read.py
+	$(BIN)/python benchmarks/export.py
 
 docs: $(VENV)/.dev ## write the parts of README and docs that repeat the code again
 	$(BIN)/python -m docs.generate

@@ -25,6 +25,9 @@ Pixels = npt.NDArray[np.uint8]
 _MOST_CLASSES = 254
 OBJECTS_OF_A_RECORD = 256  # ids of objects are the record's, this many for each
 
+# What is read of the column `objects`, unless a format takes all of it.
+OBJECT_FIELDS = ("id", "bbox", "area", "foreground_id", "visible", "truncated")
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -138,9 +141,8 @@ class Item:
         yield Thing(1, job.class_of(name), tuple(row["bbox"]), area, name)
 
     def _scene(self) -> Iterator[Thing]:
-        fields = ("id", "bbox", "area", "foreground_id", "visible", "truncated")
         for k, box, area, name, *shares in zip(
-            *(self.row["objects"][name] for name in fields), strict=True
+            *(self.row["objects"][name] for name in OBJECT_FIELDS), strict=True
         ):
             yield Thing(k, self.job.class_of(name), tuple(box), area, name, *shares)
 
@@ -260,6 +262,7 @@ class Writer:
     """
 
     columns: tuple[str, ...] = ()
+    takes_all_of_objects = False
     about = ""  # what the format is, for README.md, and how it is loaded
 
     def __init__(self, job: Job) -> None:

@@ -22,7 +22,7 @@ from builder.console import bar, quoted
 from builder.errors import FgbgError, NotABuildError, OutputError
 from builder.exports.coco import Coco
 from builder.exports.hf import HfDetection, HfInstances
-from builder.exports.records import Counts, Item, Job, Tree, Writer
+from builder.exports.records import OBJECT_FIELDS, Counts, Item, Job, Tree, Writer
 from builder.exports.voc import Voc
 from builder.exports.webdataset import WebDataset
 from builder.exports.yolo import Yolo, YoloDepth, YoloSeg, YoloSemantic
@@ -354,7 +354,12 @@ class _Run:
             raise Unreadable("does not hold the records that are due there")
         always = ("record_id", "background_id", "foreground_id", "distractors")
         wanted = {*always, *self._writer.columns}
-        for _, row in table.rows([c.name for c in due if c.name in wanted]):
+        names = [c.name for c in due if c.name in wanted]
+        if self._found.file_format == "parquet" and not self._writer.takes_all_of_objects:
+            parts = {"objects": [f"objects.{name}" for name in OBJECT_FIELDS]}
+            parts["distractors"] = ["distractors.foreground_id"]
+            names = [part for name in names for part in parts.get(name, [name])]
+        for _, row in table.rows(names):
             self._record = f" record {row['record_id']}"
             with refusing("has values that cannot be read"):
                 item = Item(self._job, row)

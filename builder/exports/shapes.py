@@ -51,7 +51,9 @@ def runs_of(part: Mask, left: int, top: int, height: int, width: int) -> Runs:
     if h == height:  # a run may go on at the top of the next column
         whole = np.flatnonzero(where[1:-1:2] == where[2::2]) * 2
         where = np.delete(where, np.concatenate([whole + 1, whole + 2]))
-    counts = np.diff(where, prepend=0).tolist()
+    lengths = where.copy()
+    lengths[1:] -= where[:-1]
+    counts = lengths.tolist()
     if rest := height * width - int(where[-1]):
         counts.append(rest)
     box = (left + first, top + upper, last - first + 1, lower - upper)

@@ -20,6 +20,7 @@ _LEFT_OUT = ("distractors",)  # often empty, which readers take for a type of it
 class WebDataset(Writer):
     """Tars of `KEY.jpg`, `KEY.mask.png`, `KEY.depth.png` and `KEY.json`; KEY is the record's id."""
 
+    takes_all_of_objects = True
     about = (
         "WebDataset: tars of `KEY.jpg`, `KEY.mask.png`, `KEY.json` and, where the set has them, "
         "`KEY.instances.png` and `KEY.depth.png` (0 is unknown; `export.json` has the unit)."
