@@ -651,6 +651,46 @@ def preview(out: Path) -> None:
     show(paths, paths, as_json=False)
 
 
+@_command(_SHARE, name="browse")
+@cloup.argument("target", metavar="OUT|REPO_ID")
+@cloup.option("--no-open", is_flag=True, help="print the address only; open no browser")
+@cloup.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default="a free one",
+    help="port on 127.0.0.1",
+)
+@cloup.option(
+    "--flags",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("flags.csv"),
+    show_default=True,
+    help="file that flags of records are kept in",
+)
+@_revision
+def browse_(target: str, no_open: bool, port: int, flags: Path, revision: str | None) -> None:
+    """Look through all records of a finished set in the browser.
+
+    OUT is a folder, here or on a store, REPO_ID a set on the Hub. The page is served to this
+    machine alone, until Ctrl-C.
+    """
+    from builder.release import browse
+
+    def report(url: str) -> None:
+        show(url, url, as_json=False)
+        say("Ctrl-C ends it.")
+
+    browse(
+        target,
+        port=port,
+        open_browser=not no_open,
+        flags=flags,
+        revision=revision,
+        report=report,
+    )
+
+
 @_command(_SHARE)
 @cloup.argument("out", type=on_this_machine)
 @cloup.argument("repo_id")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -129,14 +130,16 @@ class Table:
             if file_format == "arrow":
                 with pa.ipc.open_stream(_for_arrow(source)) as reader:
                     self.schema: pa.Schema = reader.schema
-                    self.n_rows: int = sum(batch.num_rows for batch in reader)
+                    self.group_sizes = [batch.num_rows for batch in reader]
+                self.n_rows: int = sum(self.group_sizes)
                 return
             with _opened(source) as file:
                 groups = list(column_chunks(file, self._size_bytes))
             opened = _for_arrow(source)
             metadata = pq.read_metadata(opened)
             self.schema = metadata.schema.to_arrow_schema()
-            self.n_rows = sum(n_rows for n_rows, _ in groups)  # `num_rows` is only said
+            self.group_sizes = [n_rows for n_rows, _ in groups]
+            self.n_rows = sum(self.group_sizes)  # `num_rows` is only said
             leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
             _check_storage(groups, self._size_bytes)
             # Kept as the dictionaries they are stored as, so that one long value named by many
@@ -167,6 +170,22 @@ class Table:
                 if left_bytes < 0:
                     raise Unreadable("has more bytes of pictures than the whole file")
                 yield int(number), row
+
+    def group(self, number: int, columns: list[str]) -> list[pa.RecordBatch]:
+        """Return some columns of one group of rows, of which `group_sizes` says the sizes."""
+        with refusing(self._damaged, request_errors()):
+            _, read = next(islice(self._groups(), number, None))
+            batches = list(read(columns=columns))
+            for batch in batches:
+                batch.validate(full=True)
+            return batches
+
+    def columns(self, names: list[str]) -> Iterator[pa.RecordBatch]:
+        """Give some columns of all rows, in batches; `objects.area` is a field of a struct."""
+        if self._parquet is None:
+            names = list(dict.fromkeys(name.partition(".")[0] for name in names))
+        for _, batch in self._batches(names, None):
+            yield batch
 
     def _batches(
         self, columns: list[str], wanted: npt.NDArray[np.int64] | None

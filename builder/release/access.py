@@ -74,6 +74,11 @@ class Folder:
         """Give a file's path."""
         yield self.root / name
 
+    @contextmanager
+    def parts(self, name: str) -> Iterator[Path | BinaryIO]:
+        """Give a shard to read parts of."""
+        yield self.root / name
+
 
 def _walk(root: Path) -> Iterator[tuple[str, File]]:
     """Give every file below a folder; of hidden folders and those of systems the folder alone."""
@@ -150,6 +155,12 @@ class Repo:
         with system.open(f"datasets/{self.name}@{self.revision}/{name}") as file:
             yield file
 
+    @contextmanager
+    def parts(self, name: str) -> Iterator[Path | BinaryIO]:
+        """Give a shard to read parts of, of which no more is fetched than is read."""
+        with self.opened(name, whole=False) as file:
+            yield file
+
 
 class Stored:
     """A built folder on a store: its small files in a temporary folder, its shards one by one."""
@@ -174,6 +185,12 @@ class Stored:
             path = self.root / name if keep else Path(folder) / "shard"
             (self._where / name).download(path)
             yield path
+
+    @contextmanager
+    def parts(self, name: str) -> Iterator[Path | BinaryIO]:
+        """Give a shard to read parts of, of which no more is fetched than is read."""
+        with (self._where / name).open() as file:
+            yield file
 
 
 def _small(files: dict[str, File]) -> list[str]:

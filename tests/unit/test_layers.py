@@ -85,6 +85,8 @@ ROOMS = (
     "release.ground_sheet",
     "release.preview",
     "release.access",
+    "release.shelf",
+    "release.browse",
     "release.record_check",
     "release.verify",
     "release.publish",
