@@ -69,9 +69,7 @@ def make_set(root: Path, records: int) -> Path:
     small.download_and_prepare(out, file_format="parquet", num_proc=1)
     pinned = small.project.pinned
     placements = -(-records // (len(pinned.foregrounds) * len(pinned.backgrounds) * 2))
-    recipe = replace(
-        pinned.recipe, placements=placements, records=records, shard_records=1000
-    )
+    recipe = replace(pinned.recipe, placements=placements, records=records, shard_records=1000)
     many = replace(pinned, recipe=recipe)
     assert isinstance(many, PinnedRecipe)
     (out / "recipe.json").write_text(many.to_json())
@@ -139,9 +137,7 @@ def _row(
     }
     for column in columns:
         if column.name == "objects":
-            row["objects"] = {
-                name: list(values.get(name, [0] * n)) for name, _ in column.fields
-            }
+            row["objects"] = {name: list(values.get(name, [0] * n)) for name, _ in column.fields}
         elif column.name not in row:
             row[column.name] = None
     return row
@@ -177,10 +173,10 @@ def measure(out: Path) -> dict[str, Any]:
             found["to_the_end_s"] = time.perf_counter() - start
             frames = page.evaluate(
                 """async () => {
-                  const gaps = [];
+                  const gaps = [], most = grid.scrollHeight - grid.clientHeight;
                   let last = performance.now();
                   for (let n = 0; n < 120; n++) {
-                    grid.scrollTop = ((n * 37) % 120) / 120 * (grid.scrollHeight - grid.clientHeight);
+                    grid.scrollTop = ((n * 37) % 120) / 120 * most;
                     await new Promise(requestAnimationFrame);
                     gaps.push(performance.now() - last);
                     last = performance.now();

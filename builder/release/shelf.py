@@ -1,7 +1,7 @@
 """The records of a finished set by number: what is said of each in memory, pictures on demand.
 
 Records are numbered from 0 in the order of splits, files and rows. What a record says of itself
-becomes NumPy columns, some 50 bytes a record and 20 an object, read once; a picture is taken from
+becomes NumPy columns, some 25 bytes a record and 30 an object, read once; a picture is taken from
 the row group it lies in, and the groups used last are kept.
 """
 

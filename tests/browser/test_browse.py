@@ -404,7 +404,7 @@ def test_finding_by_id_by_source_and_by_layout(page: sync_api.Page, rows: list[d
 
 
 def test_an_address_is_a_view(page: sync_api.Page, rows: list[dict]) -> None:
-    page.locator('[data-facet="split"] button').first.click()
+    page.locator('[data-facet="split"] .names button').first.click()
     until(page, "order")
     page.get_by_role("button", name="Instances").first.click()
     page.locator("#grid").focus()
@@ -419,6 +419,7 @@ def test_an_address_is_a_view(page: sync_api.Page, rows: list[dict]) -> None:
     assert page.evaluate("[...order]") == [n for n, r in enumerate(rows) if r["split"] == "train"]
     sync_api.expect(page.locator("#large-title")).to_have_text(title)
     page.keyboard.press("Escape")
+    until(page, "!location.hash.includes('row=')")
     page.go_back()
     until(page, "large.open")
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import urllib.request
 
 import pytest
 from click.testing import CliRunner, Result
@@ -242,3 +243,16 @@ def test_what_goes_wrong_is_one_sentence_without_secrets(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert "no credentials were found" in refused(*build, OUT, *SMALL, code=1)
+
+
+def test_a_set_on_the_store_is_browsed_as_it_lies_there(undisturbed, store, tmp_path):
+    from builder.release.browse import serving
+
+    store.put(str(undisturbed), f"{BUCKET}/a/mine", recursive=True)
+    found = []
+    for target in (OUT, undisturbed):
+        with serving(target, flags=tmp_path / "flags.csv") as url:
+            for path in ("columns", "picture/5", "mask/5"):
+                with urllib.request.urlopen(url + path) as answer:
+                    found.append(answer.read())
+    assert found[:3] == found[3:]
