@@ -126,8 +126,8 @@ class YoloSeg(_Ultralytics):
         what = f"Outlines cover masks with an IoU of {iou:.6f} over all {counts.objects:,} objects"
         if counts.added:
             what += (
-                f": {counts.added:,} px too many for {counts.outlined:,} px, in {counts.inexact:,} "
-                "objects of several parts, whose outlines are joined by lines of 1 px"
+                f": {counts.added:,} px too many for {counts.outlined:,} px, where lines of 1 px "
+                f"join the parts of {counts.inexact:,} of them"
             )
         said = [f"{what}; holes are kept."]
         if counts.long:

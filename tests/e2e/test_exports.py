@@ -643,6 +643,24 @@ def test_one_class_and_one_split(scenes: Path, tmp_path: Path) -> None:
     assert any("asks for one and no other split was exported" in line for line in done.lost)
 
 
+def test_arrow_webp_and_sets_of_the_first_version(floors: Any, tmp_path: Path) -> None:
+    FgbgDataset(
+        *floors, layout="scenes", depth_model="measured", size=SIZE, records=12, distractors="0-2"
+    ).download_and_prepare(str(tmp_path / "arrow"), file_format="arrow")
+    done = export(tmp_path / "arrow", tmp_path / "coco", "coco")
+    assert done.records == 12 and sum((done.classes or {}).values()) == done.objects
+
+    old = Path(__file__).parents[1] / "golden" / "0.1.0" / "depth"  # WebP, depth as a code
+    export(old, dest := tmp_path / "old", "webdataset")
+    row = datasets.load_dataset(str(dest), split="train")[0]
+    stored = rows_of(old, "train")[int(row["__key__"])]
+    assert row["webp"].format == "WEBP" and row["depth.jpg"].mode == "L"
+    assert (np.asarray(row["depth.jpg"]) == np.asarray(stored["depth"])).all()
+    export(old, metres := tmp_path / "metres", "yolo-depth")
+    found = np.load(next((metres / "depth" / "train").iterdir()))
+    assert found.dtype == np.float32 and 0.1 < np.median(found) < 100
+
+
 def changed(out: Path, where: Path, how: Any) -> Path:
     """A copy of a set with other rows in every file."""
     copy = Path(shutil.copytree(out, where))
