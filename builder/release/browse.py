@@ -52,7 +52,7 @@ _MOST_ROWS = 500  # in one answer
 _SCALE_RECORDS = 12  # whose depths the colours are chosen by
 _PAGE = "browse.html"
 
-# Colours of objects 1, 2, ...; they repeat. Told apart on dark and bright pictures alike.
+# Colours of objects 1, 2, ...; they repeat. Each stands out on dark and on bright pictures.
 PALETTE = (
     (255, 64, 129), (0, 200, 255), (255, 214, 0), (118, 255, 3), (224, 64, 251), (255, 145, 0),
     (29, 233, 182), (83, 109, 254), (255, 82, 82), (198, 255, 0), (140, 158, 255), (255, 171, 145),
