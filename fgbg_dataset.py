@@ -39,10 +39,12 @@ from builder.build import (
     build_shards,
     write_metadata,
 )
+from builder.cutout import CutoutReport, cutout
 from builder.errors import (
     BadSourcesError,
     BuildFailedError,
     CardError,
+    CutoutError,
     DepthModelError,
     FgbgError,
     NewerVersionError,
@@ -98,6 +100,8 @@ __all__ = [
     "BuildFailedError",
     "BuildOptions",
     "CardError",
+    "CutoutError",
+    "CutoutReport",
     "DepthCodec",
     "DepthModelError",
     "Export",
@@ -119,6 +123,7 @@ __all__ = [
     "UnfinishedError",
     "VerifyReport",
     "browse",
+    "cutout",
     "earlier_set",
     "export",
     "extend_build",

@@ -30,6 +30,7 @@ from builder.console import (
     size,
     table,
 )
+from builder.cutout import cutout_command
 from builder.depth import BACKENDS, DEVICES
 from builder.errors import FgbgError, RecipeMismatchError, summarized
 from builder.exports import FORMATS
@@ -255,6 +256,9 @@ def _build_options(ctx: click.Context, values: dict[str, Any]) -> Any:
         license=values["license_"],
         resume=command_line(["fgbg", *sys.argv[1:]]),
     )
+
+
+main.add_command(cutout_command, section=_MAKE)
 
 
 @_command(_MAKE, aliases=["plan"])

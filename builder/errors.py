@@ -2,6 +2,7 @@
 
 FgbgError                 exit code 2: the input is wrong, nothing was done
 ├── BadSourcesError       image files or credits that cannot be used, all of them at once
+├── CutoutError           photographs that no cut-out can be made of; the others are made
 ├── RecipeError           a recipe field or recipe file that makes no sense
 ├── NewerVersionError     a file of a set that only a newer version of fgbg-dataset can read
 ├── RecipeMismatchError   OUT holds something made from another recipe
@@ -88,6 +89,28 @@ class BadSourcesError(FgbgError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), skippable=self.skippable), (self.problems,)
+
+
+class CutoutError(FgbgError):
+    """Photographs that no cut-out can be made of, listed together; all others are cut out.
+
+    Args:
+        refused: (photograph, reason) of each.
+        out: the folder of cut-outs.
+        n_made: how many it holds of the others.
+    """
+
+    def __init__(self, refused: Sequence[tuple[str, str]], out: str, n_made: int) -> None:
+        self.refused, self.out, self.n_made = list(refused), out, n_made
+        count = "1 photograph is" if len(refused) == 1 else f"{len(refused)} photographs are"
+        lines = "\n".join(f"  {name} {reason}." for name, reason in summarized(refused))
+        super().__init__(
+            f"{count} refused:\n{lines}\n{n_made} others are cut out in {out}. Mend these and run "
+            "the same command again, or leave them out with --skip-bad (skip_bad=True)."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.refused, self.out, self.n_made)
 
 
 class RecipeError(FgbgError, ValueError):

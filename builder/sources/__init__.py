@@ -1,8 +1,14 @@
 """Pictures in, prepared sources out."""
 
 from builder.sources.backdrop import Backdrop, DepthBy, Given
-from builder.sources.credits import license_counts, uncredited
-from builder.sources.decode import Kind
+from builder.sources.credits import (
+    Credit,
+    credit_rows,
+    license_counts,
+    read_credits,
+    uncredited,
+)
+from builder.sources.decode import Kind, LargeImageError, decode
 from builder.sources.ground import label_parts
 from builder.sources.licenses import check_license_id, conflicts, terms
 from builder.sources.prepare import (
@@ -14,31 +20,53 @@ from builder.sources.prepare import (
     duplicates,
     prepare,
 )
-from builder.sources.scan import refuse_overlap, scan
+from builder.sources.samples import BadImageError
+from builder.sources.scan import (
+    CREDITS_FILE,
+    CUTOUT_REPORT_MARK,
+    REPORT_FILE,
+    SourceFile,
+    name_key,
+    refuse_overlap,
+    scan,
+    unread,
+)
 from builder.sources.stored import prepared_source, read_sources, stored_columns, write_sources
 
 __all__ = [
+    "CREDITS_FILE",
+    "CUTOUT_REPORT_MARK",
+    "REPORT_FILE",
     "Backdrop",
+    "BadImageError",
+    "Credit",
     "DepthBy",
     "Given",
     "Kind",
+    "LargeImageError",
     "PreparedFolder",
     "Source",
     "SourceBank",
+    "SourceFile",
     "check_license_id",
     "conflicts",
     "contents",
+    "credit_rows",
+    "decode",
     "demo_folders",
     "duplicates",
     "label_parts",
     "license_counts",
+    "name_key",
     "prepare",
     "prepared_source",
+    "read_credits",
     "read_sources",
     "refuse_overlap",
     "scan",
     "stored_columns",
     "terms",
     "uncredited",
+    "unread",
     "write_sources",
 ]

@@ -91,6 +91,17 @@ def _rows(text: str) -> Iterator[list[str]]:
     return csv.reader(io.StringIO(text), delimiter=max(_DELIMITERS, key=known), strict=True)
 
 
+def credit_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read a credits file as it stands: its columns, and each line's cells by column.
+
+    Raises:
+        OSError, ValueError, csv.Error: it cannot be read.
+    """
+    rows = _rows(_decoded(read_bytes(path, _MAX_CREDITS_BYTES)))
+    header = [_column(cell) for cell in next(rows, [])]
+    return header, [dict(zip(header, row, strict=False)) for row in rows if any(row)]
+
+
 def _column(cell: str) -> str:
     return cell.strip().lower().replace("licence", "license")
 

@@ -56,9 +56,8 @@ _SPECKS = {
 _HALO = 30.0  # seen at a glance where an object lies on an even background
 
 _NEEDS_ALPHA = (
-    "a foreground needs transparency around the object; cut the object out and save it as PNG or "
-    "WebP with an alpha channel (for example with GIMP: Layer > Transparency > Add Alpha Channel, "
-    "or with a background remover such as rembg)"
+    "a foreground needs transparency around the object; run `fgbg cutout PHOTOS CUTOUTS` first, "
+    "where PHOTOS is this folder, and build from the folder CUTOUTS"
 )
 
 

@@ -22,6 +22,9 @@ from builder.remote import MAX_IMAGE_BYTES, Place
 from builder.untrusted import printable
 
 CREDITS_FILE = "credits.csv"
+# What `fgbg cutout` writes beside its cut-outs, and how it begins; it is no source.
+REPORT_FILE = "report.html"
+CUTOUT_REPORT_MARK = "<!doctype html>\n<!-- fgbg cutout -->\n"
 
 _LEADS_OUT = (
     "is a link that leads out of the folder; put the file itself there (cp -RL copies what links "
@@ -163,6 +166,8 @@ class _Walk:
             return True
         if is_system_file(path.name):
             return self._leave_out(path, "system files")
+        if path.name == REPORT_FILE and _is_cutout_report(path):
+            return self._leave_out(path, "the report of fgbg cutout")
         return not path.name.startswith(".")
 
 
@@ -178,6 +183,15 @@ def _is_finished_set(folder: Path) -> bool:
     try:
         with open_regular(folder / _RECIPE_FILE) as file:
             return b'"fingerprint"' in file.read(_RECIPE_HEAD_BYTES)
+    except OSError:
+        return False
+
+
+def _is_cutout_report(path: Path) -> bool:
+    mark = CUTOUT_REPORT_MARK.encode()
+    try:
+        with open_regular(path) as file:
+            return file.read(len(mark)) == mark
     except OSError:
         return False
 

@@ -19,8 +19,8 @@ from builder.errors import BadSourcesError, OutputError
 from builder.recipe import Recipe
 from builder.typed import checked_fields
 
-ORDER = ("estimate", "build", "extend", "finish", "status", "verify", "card", "preview", "push",
-         "export", "convert-depth", "finetune")  # fmt: skip
+ORDER = ("cutout", "estimate", "build", "extend", "finish", "status", "verify", "card", "preview",
+         "push", "export", "convert-depth", "finetune")  # fmt: skip
 
 
 def run(*arguments: object, **options: object):

@@ -32,9 +32,8 @@ SIDE = 32
 # A background of SIDE is not resized, and a foreground whose alpha fills it neither.
 SAME = Recipe(size=SIDE, foreground_size=SIDE)
 NEEDS_ALPHA = (
-    "a foreground needs transparency around the object; cut the object out and save it as PNG or "
-    "WebP with an alpha channel (for example with GIMP: Layer > Transparency > Add Alpha Channel, "
-    "or with a background remover such as rembg)"
+    "a foreground needs transparency around the object; run `fgbg cutout PHOTOS CUTOUTS` first, "
+    "where PHOTOS is this folder, and build from the folder CUTOUTS"
 )
 
 

@@ -1,0 +1,88 @@
+"""The credits of cut-outs: those of their photographs carried over, and what made them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from builder.errors import BadSourcesError
+from builder.files import write_bytes
+from builder.sources import CREDITS_FILE, Credit, credit_rows
+
+COLUMNS = (
+    *("file", "author", "license", "url", "tool", "weights", "weights_license"),
+    *("category", "height_m", "stance", "cut_at"),
+)
+
+
+class Made(NamedTuple):
+    """A cut-out, its photograph's credit, the side it is cut off at and what made it.
+
+    `is_new`: it was made now, so that what is said of an earlier one no longer holds.
+    """
+
+    file: str
+    credit: Credit
+    cut_at: str
+    tool: str
+    is_new: bool
+
+
+def check_credits(out: Path) -> None:
+    """Refuse a folder whose credits could not be carried on.
+
+    Raises:
+        BadSourcesError: its credits file cannot be read.
+    """
+    _rows(out)
+
+
+def _rows(out: Path) -> tuple[list[str], list[dict[str, str]]]:
+    path = out / CREDITS_FILE
+    if not path.exists():
+        return [], []
+    try:
+        header, rows = credit_rows(path)
+    except (OSError, ValueError, csv.Error) as error:
+        reason = f"cannot be read as CSV ({error})"
+        raise BadSourcesError([(str(path), reason)], skippable=False) from None
+    if "file" not in header:
+        reason = "has no column file; repair it, or move it away"
+        raise BadSourcesError([(str(path), reason)], skippable=False)
+    return header, rows
+
+
+def write_credits(out: Path, made: Sequence[Made]) -> None:
+    """Write the credits of cut-outs; what a person wrote there beside ours is kept.
+
+    A photograph's author, license, url, category, height and stance win where it has them.
+    """
+    header, rows = _rows(out)
+    columns = [*COLUMNS, *(name for name in header if name not in COLUMNS)]
+    by_file = {row["file"]: row for row in rows}
+    for one in made:
+        row = by_file.setdefault(one.file, {"file": one.file})
+        credit = one.credit
+        stated = {
+            "author": credit.author,
+            "license": credit.license,
+            "url": credit.url,
+            "category": credit.category,
+            "height_m": f"{credit.height_m:g}" if credit.height_m else "",
+            "stance": "free" if credit.stance == "free" else "",
+        }
+        row.update({name: text for name, text in stated.items() if text})
+        if one.is_new or "tool" not in row:
+            row["tool"], row["cut_at"] = one.tool, credit.cut_at or one.cut_at
+            row["stance"] = row.get("stance") or "ground"
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(by_file[name] for name in sorted(by_file))
+    content = text.getvalue().encode()
+    path = out / CREDITS_FILE
+    if not path.exists() or path.read_bytes() != content:
+        write_bytes(path, content)

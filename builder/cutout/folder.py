@@ -1,0 +1,407 @@
+"""A folder of photographs becomes a folder of cut-outs: all that can be, the rest with reasons.
+
+What was made of a photograph is noted in a hidden file of its own in OUT, written after the
+cut-out: a run that was stopped goes on where it was, and a photograph that has not changed is not
+cut out a second time. Nothing of the photographs is ever written to.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+from PIL import Image
+
+from builder import __version__
+from builder.cutout.credits import Made, check_credits, write_credits
+from builder.cutout.key import Cutout, NotCutError, cut_out
+from builder.cutout.report import Card, strip_of, thumbnail_of, write_report
+from builder.errors import BadSourcesError, CutoutError, FgbgError
+from builder.files import create_bytes, read_text, sha256_file, sweep, write_bytes, write_text
+from builder.sources import (
+    REPORT_FILE,
+    BadImageError,
+    Credit,
+    LargeImageError,
+    SourceFile,
+    decode,
+    name_key,
+    read_credits,
+    scan,
+    unread,
+)
+from builder.untrusted import parse_json, printable
+
+How = Literal["auto", "key"]
+
+_NOTES = ".cutout"  # in OUT: a note on each photograph
+_MAX_NOTE_BYTES = 2**22
+_PHOTOGRAPHS_AT_ONCE = 4  # by default, so that memory does not grow with the cores
+_PNG_LEVEL = 1  # half the time of the default, for a few percent more bytes
+_TOOL = f"fgbg-dataset {__version__} key"
+_IS_CUT_OUT = (
+    "is transparent in places, so it is a cut-out already; put it with the others in the folder "
+    "that you build from"
+)
+
+
+@dataclass(frozen=True)
+class CutoutReport:
+    """What became of a folder of photographs.
+
+    `cut` are the files made now, `kept` those made before, by path in OUT; `refused` are
+    photographs and why each is. `dry_run`: nothing was written.
+    """
+
+    out: str
+    cut: tuple[str, ...]
+    kept: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+    dry_run: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        refused = [{"file": file, "reason": reason} for file, reason in self.refused]
+        return {**asdict(self), "cut": list(self.cut), "kept": list(self.kept), "refused": refused}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What decides how a photograph is cut out."""
+
+    how: How
+    instances: bool
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a photograph: its note, and whether it was made now."""
+
+    note: Mapping[str, Any]
+    is_new: bool
+
+
+def cutout(
+    photos: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    how: How = "auto",
+    instances: bool = False,
+    overwrite: bool = False,
+    skip_bad: bool = False,
+    dry_run: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> CutoutReport:
+    """Cut the objects out of photographs before one smooth colour, as studios take them.
+
+    OUT gets NAME.png for each photograph, in the same subfolders: straight alpha, trimmed; beside
+    them credits.csv and report.html. What cannot be cut out well is refused with the reason, and
+    the rest is made. The same call goes on where one was stopped.
+
+    Args:
+        photos: the folder of photographs, searched with its subfolders.
+        out: the folder of cut-outs.
+        how: `auto` refuses photographs whose border is not one smooth colour; `key` takes those
+            too of which half the border is.
+        instances: make a cut-out of each object of a photograph, NAME-1.png and so on, the
+            largest first, instead of refusing photographs of several.
+        overwrite: make cut-outs again that differ from what would be made now; without it, no
+            file is replaced.
+        skip_bad: do not raise where photographs are refused.
+        dry_run: write nothing.
+        workers: photographs at once; None is one a core, four at most.
+        progress: called with 1 after each photograph.
+
+    Raises:
+        CutoutError: photographs were refused; all others are made.
+        BadSourcesError: the credits cannot be read.
+        FgbgError: a folder is missing, or one lies in the other.
+    """
+    report = cut_folder(
+        Path(photos),
+        Path(out),
+        how=how,
+        instances=instances,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        workers=workers,
+        progress=progress,
+    )
+    if report.refused and not skip_bad:
+        raise CutoutError(report.refused, report.out, len(report.cut) + len(report.kept))
+    return report
+
+
+def cut_folder(
+    photos: Path,
+    out: Path,
+    *,
+    how: How,
+    instances: bool,
+    overwrite: bool,
+    dry_run: bool,
+    workers: int | None,
+    progress: Callable[[int], object] | None,
+    began: Callable[[int], object] | None = None,
+) -> CutoutReport:
+    """Do what `cutout` does, and leave what was refused to the caller.
+
+    Args:
+        began: called with the number of photographs.
+    """
+    if how not in get_args(How):
+        raise FgbgError(f"how must be one of {', '.join(get_args(How))}, not {how!r}.")
+    _refuse_same_folder(photos, out)
+    found = scan(photos)
+    credits = read_credits(photos, found.credits, {file.file for file in found.files})
+    if wrong := [(f"{photos.name}/{name}", reason) for name, reason in credits.lost]:
+        raise BadSourcesError(wrong, skippable=False)
+    check_credits(out)
+    if began:
+        began(len(found.files))
+    folder = _Folder(photos, out, _Options(how, instances), overwrite, dry_run)
+    outcomes = folder.outcomes(found.files, workers or min(_cores(), _PHOTOGRAPHS_AT_ONCE))
+    cut: list[str] = []
+    kept: list[str] = []
+    refused: list[tuple[str, str]] = []
+    made: list[Made] = []
+    for file, outcome in zip(found.files, outcomes, strict=True):
+        if progress:
+            progress(1)
+        if reason := outcome.note["refused"]:
+            refused.append((printable(file.file), reason))
+            continue
+        names = [one["file"] for one in outcome.note["made"]]
+        (cut if outcome.is_new else kept).extend(names)
+        credit = credits.by_file.get(file.file, Credit())
+        made += [
+            Made(one["file"], credit, one["cut_at"], outcome.note["tool"], outcome.is_new)
+            for one in outcome.note["made"]
+        ]
+    if not dry_run:
+        out.mkdir(parents=True, exist_ok=True)
+        if made:
+            write_credits(out, made)
+        write_report(out / REPORT_FILE, folder.cards({name_key(name) for name, _ in refused}))
+    return CutoutReport(str(out), tuple(cut), tuple(kept), tuple(refused), dry_run)
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _refuse_same_folder(photos: Path, out: Path) -> None:
+    first, second = (Path(os.path.realpath(path)) for path in (photos, out))
+    if first == second or second.is_relative_to(first) or first.is_relative_to(second):
+        raise FgbgError(
+            f"{out} and {photos} are one folder, or one lies in the other; choose a folder beside "
+            "the photographs for the cut-outs."
+        )
+    if out.exists() and not out.is_dir():
+        raise FgbgError(f"{out} is a file; give a folder for the cut-outs.")
+
+
+class _Folder:
+    """Cuts the photographs of one folder out, each alone."""
+
+    def __init__(
+        self, photos: Path, out: Path, options: _Options, overwrite: bool, dry_run: bool
+    ) -> None:
+        self._root, self._out, self._options = photos.resolve(), out, options
+        self._overwrite, self._dry_run = overwrite, dry_run
+        self._sharing: dict[str, list[str]] = {}
+
+    def outcomes(self, files: Sequence[SourceFile], workers: int) -> Iterator[_Outcome]:
+        """Give what becomes of each photograph, in their order; several are made at once."""
+        sharing = defaultdict(list)
+        for file in files:
+            sharing[name_key(self._target(file))].append(printable(file.file))
+        self._sharing = dict(sharing)
+        with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+            # As where sources are prepared: what Pillow only complains about hurts no pixel.
+            warnings.simplefilter("ignore")
+            try:
+                yield from self._in_order(files, pool, workers)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _in_order(
+        self, files: Sequence[SourceFile], pool: ThreadPoolExecutor, workers: int
+    ) -> Iterator[_Outcome]:
+        """Give outcomes while few photographs are begun, so that nothing piles up."""
+        waiting: dict[int, Future[_Outcome]] = {}
+        begun = 0
+        for number in range(len(files)):
+            while begun < len(files) and len(waiting) < 2 * workers:
+                waiting[begun] = pool.submit(self._outcome, files[begun])
+                begun += 1
+            try:
+                outcome = waiting.pop(number).result()
+            except LargeImageError:
+                wait(waiting.values(), return_when="ALL_COMPLETED")
+                outcome = self._outcome(files[number], alone=True)
+            yield outcome
+
+    def _outcome(self, file: SourceFile, alone: bool = False) -> _Outcome:
+        note = self._note(file)
+        if note is not None:
+            same = note["sha256"] == file.sha256 and note["options"] == asdict(self._options)
+            if same and note["made"] and self._is_kept(note):
+                return _Outcome(note, is_new=False)
+        note = {
+            "photograph": printable(file.file),
+            "sha256": file.sha256,
+            "options": asdict(self._options),
+            "tool": _TOOL,
+            "made": [],
+            "refused": "",
+            "picture": "",
+        }
+        try:
+            note["made"] = self._made(file, note, alone)
+        except LargeImageError:
+            raise
+        except (BadImageError, NotCutError) as error:
+            note["refused"] = str(error)
+        if not self._dry_run:
+            path = self._note_path(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(note))
+        return _Outcome(note, is_new=True)
+
+    def _is_kept(self, note: Mapping[str, Any]) -> bool:
+        """Whether all that was made of a photograph is there, as it was unless --overwrite."""
+        for one in note["made"]:
+            path = self._out / one["file"]
+            if not path.is_file() or (self._overwrite and sha256_file(path) != one["sha256"]):
+                return False
+        return True
+
+    def _target(self, file: SourceFile) -> str:
+        return str(PurePosixPath(file.file).with_suffix(".png"))
+
+    def _made(self, file: SourceFile, note: dict[str, Any], alone: bool) -> list[dict[str, Any]]:
+        """Cut a photograph out and write what was found.
+
+        Raises:
+            BadImageError, NotCutError: it cannot be used.
+            LargeImageError: it is to be decoded while no other is.
+        """
+        if reason := unread(file.path, self._root):
+            raise BadImageError(reason)
+        target = self._target(file)
+        others = [name for name in self._sharing[name_key(target)] if name != printable(file.file)]
+        if others:
+            raise NotCutError(
+                f"would be the same cut-out, {printable(target)}, as {', '.join(others[:3])}; "
+                "rename one of them"
+            )
+        photograph = decode(file.path, "background", alone=alone).image
+        if photograph.mode == "RGBA":
+            if photograph.getchannel("A").getextrema() != (255, 255):
+                raise NotCutError(_IS_CUT_OUT)
+            photograph = photograph.convert("RGB")
+        note["picture"] = _base64(thumbnail_of(photograph))
+        found = cut_out(
+            photograph, instances=self._options.instances, asked=self._options.how == "key"
+        )
+        stem = target.removesuffix(".png")
+        names = [target] if not self._options.instances else [
+            f"{stem}-{number}.png" for number in range(1, len(found) + 1)
+        ]  # fmt: skip
+        return [
+            self._written(photograph, name, one) for name, one in zip(names, found, strict=True)
+        ]
+
+    def _written(self, photograph: Image.Image, name: str, cutout: Cutout) -> dict[str, Any]:
+        """Write a cut-out, unless it is there; return what is noted of it.
+
+        Raises:
+            NotCutError: another file is there.
+        """
+        buffer = io.BytesIO()
+        Image.fromarray(cutout.pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+        content, path = buffer.getvalue(), self._out / name
+        digest = hashlib.sha256(content).hexdigest()
+        if not self._dry_run:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path)
+        is_there = path.exists()
+        if not is_there and not self._dry_run:
+            is_there = not create_bytes(path, content)
+        # The same bytes: a run was stopped between a cut-out and the note on it.
+        if is_there and (not path.is_file() or sha256_file(path) != digest):
+            if not self._overwrite:
+                raise NotCutError(
+                    f"is not cut out: {printable(name)} is there already, made otherwise or by "
+                    "hand; --overwrite (overwrite=True) replaces it"
+                )
+            if not self._dry_run:
+                write_bytes(path, content)
+        height, width = cutout.pixels.shape[:2]
+        return {
+            "file": name,
+            "sha256": digest,
+            "cut_at": cutout.cut_at,
+            "size": [width, height],
+            "figures": asdict(cutout.figures),
+            "strip": _base64(strip_of(photograph, cutout)),
+        }
+
+    def _note_path(self, file: SourceFile) -> Path:
+        key = hashlib.sha256(os.fsencode(file.file)).hexdigest()[:32]
+        return self._out / _NOTES / f"{key}.json"
+
+    def _note(self, file: SourceFile) -> dict[str, Any] | None:
+        return _read_note(self._note_path(file))
+
+    def cards(self, refused: set[str]) -> Iterator[Card]:
+        """Give what the report shows: what is refused now, then all cut-outs that are there."""
+        paths = sorted((self._out / _NOTES).glob("*.json"))
+        order = []
+        for path in paths:
+            if note := _read_note(path):
+                bad = bool(note["refused"])
+                if (bad and name_key(note["photograph"]) in refused) or note["made"]:
+                    order.append((not bad, note["photograph"], path))
+        for _, _, path in sorted(order):
+            if (note := _read_note(path)) is None:
+                continue
+            if note["refused"]:
+                yield Card(note["photograph"], note["picture"], refused=note["refused"])
+            for one in note["made"]:
+                if (self._out / one["file"]).is_file():
+                    yield Card(
+                        note["photograph"],
+                        one["strip"],
+                        file=one["file"],
+                        size=tuple(one["size"]),
+                        cut_at=one["cut_at"],
+                        figures=one["figures"],
+                    )
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """Read a note; None where there is none that can be read, and the photograph is made again."""
+    try:
+        note = parse_json(read_text(path, _MAX_NOTE_BYTES))
+        is_note = isinstance(note, dict) and {"made", "refused", "options"} <= set(note)
+    except (OSError, ValueError):
+        return None
+    return note if is_note else None
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
