@@ -30,6 +30,13 @@ CHOICES: dict[str, dict[str, Any]] = {
     "--object-jitter 0.3": {"object_jitter": 0.3},
     "--distractors 0-2": {"distractors": "0-2"},
 }
+PLAIN = {
+    "layout": "scenes",
+    "records": 40_000,
+    "blend": "none",
+    "background_flip": False,
+    "object_jitter": 0.0,
+}
 STEP = 40
 
 
@@ -37,9 +44,7 @@ class Maker:
     """Makes, encodes and counts records of one recipe, as a build does."""
 
     def __init__(self, **fields: Any) -> None:
-        project = FgbgDataset(
-            *demo_folders(), **{"layout": "scenes", "records": 40_000, "blend": "none", **fields}
-        ).project
+        project = FgbgDataset(*demo_folders(), **{**PLAIN, **fields}).project
         bank = SourceBank(project.foregrounds, project.backgrounds)
         self._records = Renderer(Plan(project.pinned), bank, None).records("train", 0, 20_000)
         self._encoder, self._counted = Encoder(project.pinned), Statistics.of(project.pinned.recipe)
