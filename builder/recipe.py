@@ -82,6 +82,12 @@ def _range(text: str, kind: type) -> tuple[Any, Any]:
     return numbers
 
 
+def _as_text(low: float, high: float) -> str:
+    """Write what `_numbers` reads, in one way."""
+    texts = [f"{Decimal(repr(value)).normalize():f}" for value in (low, high)]
+    return "-".join(dict.fromkeys(texts))
+
+
 def _object_counts(value: str, recipe: Any) -> str | None:
     counts = _numbers(value, int)
     if counts is None or not 1 <= counts[0] <= counts[1] <= MAX_OBJECTS:
@@ -284,6 +290,12 @@ class Recipe:
         for name in _FLOATS:
             # 0, 0.0 and -0.0 are one recipe, so they need one fingerprint
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+        for name, kind in _RANGES.items():  # 0.5, 0.50 and 0.5-0.5 are one recipe, too
+            value = getattr(self, name)
+            if isinstance(value, str) and value != "none":
+                low, high = _range(value, kind)
+                one = name == "foreground_size" and low == high
+                object.__setattr__(self, name, low if one else _as_text(low, high))
         if self.is_measured and self.depth_source != "composed":
             raise RecipeError(
                 "depth_model is measured, which is the depth of backgrounds alone; use it with "
@@ -293,6 +305,11 @@ class Recipe:
             raise RecipeError(
                 "background_fit is stretch, which bends the perspective that placement ground "
                 "goes by; use crop."
+            )
+        if self.uses("shadow") and self.placement != "ground":
+            raise RecipeError(
+                f"shadow is {self.shadow!r}, which only objects on the ground throw; use it with "
+                "placement ground."
             )
         if self.depth_input is None:
             default = 256 if self.depth_model == DEMO_DEPTH_MODEL else 480
@@ -445,6 +462,10 @@ _FLOATS = (
     *("holdout", "depth_precision", "scale_jitter", "truncation", "max_overlap", "min_visible"),
     *("fov_deg", "rotation", "jitter", "object_jitter"),
 )
+_RANGES = {
+    **{"foreground_size": float, "objects": int, "distractors": int, "jpeg_history": int},
+    **{"match": float, "shadow": float},
+}
 _DEFAULTS = Recipe()
 
 

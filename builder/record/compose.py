@@ -84,26 +84,21 @@ class Hides:
         if not mask.any():
             return cutout
         height, width = behind.shape
-        margin = cutout.margin
         box = max(0, one.left_px), max(0, one.top_px), width, height
         stands = tilt if one.stance == "ground" else None
         mine = np.broadcast_to(
             board(stands, one.depth, one.foot, box, inverse=self.inverse), behind.shape
         )
-        clear = cutout.clear[margin : margin + len(cutout.mask), 3 * margin :: 3]
-        solid = inside_frame(
-            clear[:, : cutout.mask.shape[1]] < 255, one.left_px, one.top_px, self.depth.shape[0]
-        )
         near, far = (mine, behind) if self.inverse else (behind, mine)
-        hidden = (behind > 0) & solid & (4 * near.astype(np.int64) < 3 * far.astype(np.int64))
+        hidden = (behind > 0) & (4 * near.astype(np.int64) < 3 * far.astype(np.int64))
         if self.ground is not None:
             hidden &= ~_parts(self.ground, cutout.mask, one)[0]
-        hidden = _wide_parts(hidden, cutout.n_mask)
+        hidden = _wide_parts(hidden, mask > 0, cutout.n_mask)
         if not hidden.any() or not (mask[~hidden] > 0).any():
             return cutout
         whole = np.zeros(cutout.mask.shape, bool)
         inside_frame(whole, one.left_px, one.top_px, self.depth.shape[0])[...] = hidden
-        thrice = np.repeat(np.pad(whole, margin, mode="edge"), 3, axis=1)
+        thrice = np.repeat(np.pad(whole, cutout.margin, mode="edge"), 3, axis=1)
         return replace(
             cutout,
             weighted=np.where(thrice, np.uint16(128), cutout.weighted),
@@ -112,10 +107,15 @@ class Hides:
         )
 
 
-def _wide_parts(hidden: npt.NDArray[np.bool_], n_mask: int) -> npt.NDArray[np.bool_]:
-    """Return a mask without its parts (4-connected) below two percent of an object."""
+def _wide_parts(
+    hidden: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_], n_mask: int
+) -> npt.NDArray[np.bool_]:
+    """Return what is hidden without parts (4-connected) that hide below two percent of an object.
+
+    The edge of the object, which the blend changes, has no say in it.
+    """
     labels = label_parts(hidden)
-    sizes = np.bincount(labels.ravel())
+    sizes = np.bincount(labels[mask], minlength=int(labels.max()) + 1)
     wide = 50 * sizes >= n_mask
     wide[0] = False
     kept: npt.NDArray[np.bool_] = wide[labels]
@@ -214,7 +214,7 @@ def _seen_enough(
             part[mask > 0] = i + 1
         areas = np.bincount(painted.ravel(), minlength=len(placed) + 1)[1:].tolist()
         shares = {i: 1000 * areas[i] // max(1, inside[i]) for i in kept}
-        worst = min(kept, key=lambda i: shares[i])
+        worst = min(kept, key=lambda i: (shares[i], inside[i] > 0))  # outside altogether: first
         if len(kept) == 1 or shares[worst] >= max(1, min_visible):
             return order, painted
         # A record has an object at least: rather than the last one, a distractor goes.

@@ -211,6 +211,11 @@ def test_siblings_come_in_whole_groups(floors: Folders) -> None:
         FgbgDataset(*floors, **{**FIELDS, "records": 41, "siblings": True})
 
 
+def test_shadows_need_a_ground(floors: Folders) -> None:
+    with pytest.raises(RecipeError, match=r"shadow is '0\.3', which only objects on the ground"):
+        FgbgDataset(*floors, **{**FIELDS, "placement": "uniform", "shadow": "0.3"})
+
+
 @pytest.fixture(scope="module")
 def built(floors: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("looks") / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -27,7 +28,9 @@ from builder.record.appearance import (
     then,
     tone,
 )
+from builder.record.compose import Hides, compose
 from builder.record.composition import Cutout, Pixels, cut_out
+from builder.record.scene import Placed
 from tests.strategies import foregrounds
 
 SIDES = ("", "left", "right", "top", "bottom")
@@ -131,6 +134,38 @@ def test_pasting_a_dressed_object_is_pasting_its_colours_by_its_alpha(
     assert (changed.clear == made.clear).all()
 
 
+@given(foregrounds(16), st.integers(1, 2**16 - 1), st.integers(-5, 5), st.integers(-5, 5))
+def test_what_a_background_hides_is_the_same_under_every_edge(
+    foreground: Pixels, columns: int, left: int, top: int
+) -> None:
+    near = [columns >> x & 1 == 1 for x in range(16)]
+    depth = np.broadcast_to(np.where(near, 100, 9000).astype(np.uint16), (16, 16))
+    one = Placed(0, False, 0, left, top, (0, 0), "free", 4000, -4000)
+    plain = cut_out(foreground, keep_colours=True)
+    due = Hides(depth, None, inverse=False).cut(one, plain, None)
+    for blend in BLENDS[1:]:
+        made = dress(plain, blend, 0, "")
+        cut = Hides(depth, None, inverse=False).cut(one, made, None)
+        assert (cut.mask == due.mask).all()
+        n, (height, width) = made.margin, plain.mask.shape
+        left_over = alpha_of(cut)[n : n + height, n : n + width]
+        assert not left_over[due.mask != plain.mask].any()
+
+
+def test_an_object_outside_of_the_frame_never_is_the_last_one() -> None:
+    cutout = cut_out(np.full((4, 4, 4), 255, np.uint8))
+    at = [(2, 2, 1), (20, 20, 2), (2, 2, 3)]  # the second is outside, the third hides the first
+    placed = [
+        Placed(0, False, 0, x, y, (x, y), "free", 0, nearness, labelled=nearness < 3)
+        for x, y, nearness in at
+    ]
+    made = compose(
+        np.zeros((16, 16, 3), np.uint8), None, None, placed, lambda _: cutout, min_visible=300
+    )
+    assert [seen.index for seen in made.objects] == [0]
+    assert made.distractors == ()
+
+
 @given(WORDS, st.integers(0, 256))
 def test_jitter_stays_within_its_strength(word: int, strength: int) -> None:
     for gain, offset in jittered(word, strength):
@@ -179,6 +214,17 @@ def test_noise_has_its_deviation_and_no_mean_and_is_measured_as_it_is(deviation:
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.02
     ramp = np.linspace(60, 190, 300)[None, :, None] + np.zeros((300, 1, 3))
     assert noisiness((ramp + noise).astype(np.uint8)) == pytest.approx(deviation, rel=0.2, abs=8)
+
+
+def test_noise_for_large_objects_is_not_kept() -> None:
+    noise_of(8, 8, 33, 0)
+    tracemalloc.start()
+    noise_of(2000, 2000, 33, 5)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2**20
+    noise = noise_of(600, 1100, 33, 5 | 7 << 32)
+    assert (noise[512:, 1024:] == noise[:88, :76]).all()
 
 
 def test_blur_is_measured_as_less_sharpness() -> None:

@@ -37,6 +37,28 @@ def test_classes_of_an_extension_follow_those_that_are_there() -> None:
     assert grown.categories == ("10", "2", "1", "object")
 
 
+@pytest.mark.parametrize(
+    ("name", "plain", "others"),
+    [
+        ("match", "0", ("0-0", "0.0", "00")),
+        ("shadow", "0-0.5", ("0.0-0.50", " 0 - .5 ")),
+        ("match", "0.00001", ("0.000010-0.00001",)),
+        ("jpeg_history", "90", ("90-90", "090")),
+        ("distractors", "0", ("0-0", "00")),
+        ("objects", "2", ("2-2", "02")),
+        ("foreground_size", 0.5, ("0.5", "0.50-0.5")),
+        ("foreground_size", "0.4-1", ("0.40-1.0",)),
+    ],
+)
+def test_a_range_written_in_two_ways_is_one_recipe(
+    name: str, plain: Any, others: tuple[str, ...]
+) -> None:
+    due = Recipe(layout="scenes", **{name: plain})
+    assert getattr(due, name) == plain
+    for other in others:
+        assert Recipe(layout="scenes", **{name: other}) == due
+
+
 def test_defaults_are_the_reference_run() -> None:
     assert Recipe().to_dict() == {
         "placements": 20,
