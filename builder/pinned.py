@@ -18,7 +18,14 @@ from typing import Annotated, Any, Literal
 from builder.errors import RecipeError
 from builder.files import read_text
 from builder.hub import is_hub_id
-from builder.recipe import DEMO_DEPTH_MODEL, MAX_SIDE, MAX_TEXT, NO_DEPTH_MODEL, Recipe
+from builder.recipe import (
+    DEMO_DEPTH_MODEL,
+    MAX_SIDE,
+    MAX_TEXT,
+    MEASURED_DEPTH,
+    NO_DEPTH_MODEL,
+    Recipe,
+)
 from builder.typed import (
     Between,
     Matching,
@@ -359,7 +366,7 @@ class PinnedRecipe:
         """
         name = str(self.recipe.depth_model)
         on_hub = self.recipe.depth_revision and is_hub_id(name)
-        if self.depth is None or name == DEMO_DEPTH_MODEL or on_hub:
+        if self.depth is None or name in (DEMO_DEPTH_MODEL, MEASURED_DEPTH) or on_hub:
             return self
         name = "./" + re.split(r"[\\/]", name.rstrip("\\/"))[-1]  # never mistaken for a Hub id
         return replace(

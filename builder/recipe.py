@@ -463,8 +463,12 @@ _FLOATS = (
     *("fov_deg", "rotation", "jitter", "object_jitter"),
 )
 _RANGES = {
-    **{"foreground_size": float, "objects": int, "distractors": int, "jpeg_history": int},
-    **{"match": float, "shadow": float},
+    "foreground_size": float,
+    "objects": int,
+    "match": float,
+    "shadow": float,
+    "jpeg_history": int,
+    "distractors": int,
 }
 _DEFAULTS = Recipe()
 

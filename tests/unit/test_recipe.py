@@ -286,6 +286,13 @@ def test_the_fingerprint_changes_exactly_when_records_can_change(
     )
 
 
+def test_a_published_recipe_of_measured_depth_still_asks_for_no_model() -> None:
+    recipe = Recipe(layout="scenes", depth_model="measured")
+    held = replace(pinned(1, 1), recipe=recipe, depth=depth_info(model="measured"))
+    assert held.public().recipe.is_measured
+    assert held.public() == held
+
+
 def test_the_fingerprint_depends_on_the_order_of_sources() -> None:
     held = pinned(2, 1)
     turned = dataclasses.replace(held, foregrounds=held.foregrounds[::-1])
