@@ -52,6 +52,9 @@ def _rows(out: Path) -> tuple[list[str], list[dict[str, str]]]:
     if "file" not in header:
         reason = "has no column file; repair it, or move it away"
         raise BadSourcesError([(str(path), reason)], skippable=False)
+    if any("file" not in row for row in rows):
+        reason = "has a line that ends before its column file; repair it, or move it away"
+        raise BadSourcesError([(str(path), reason)], skippable=False)
     return header, rows
 
 

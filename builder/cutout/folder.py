@@ -8,6 +8,7 @@ cut out a second time. Nothing of the photographs is ever written to.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import json
@@ -46,6 +47,10 @@ How = Literal["auto", "key"]
 
 _NOTES = ".cutout"  # in OUT: a note on each photograph
 _MAX_NOTE_BYTES = 2**22
+_NOTE_KEYS = {"photograph", "sha256", "options", "tool", "made", "refused", "picture"}
+_MADE_KEYS = {"file", "sha256", "cut_at", "size", "figures", "strip"}
+# Of errors that another name would mend; any other, such as a full disk, ends the run.
+_OF_A_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _PHOTOGRAPHS_AT_ONCE = 4  # by default, so that memory does not grow with the cores
 _PNG_LEVEL = 1  # half the time of the default, for a few percent more bytes
 _TOOL = f"fgbg-dataset {__version__} key"
@@ -301,6 +306,8 @@ class _Folder:
         """
         if reason := unread(file.path, self._root):
             raise BadImageError(reason)
+        if not _is_utf8(file.file):
+            raise NotCutError("has a name that is not UTF-8, which credits.csv is in; rename it")
         target = self._target(file)
         others = [name for name in self._sharing[name_key(target)] if name != printable(file.file)]
         if others:
@@ -333,8 +340,29 @@ class _Folder:
         """
         buffer = io.BytesIO()
         Image.fromarray(cutout.pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
-        content, path = buffer.getvalue(), self._out / name
+        content = buffer.getvalue()
         digest = hashlib.sha256(content).hexdigest()
+        try:
+            self._put(name, content, digest)
+        except OSError as error:
+            if error.errno not in _OF_A_NAME:
+                raise
+            raise NotCutError(
+                f"is not cut out: {printable(name)} cannot be written ({error.strerror}); rename "
+                "the photograph, or move away what is in the way"
+            ) from None
+        height, width = cutout.pixels.shape[:2]
+        return {
+            "file": name,
+            "sha256": digest,
+            "cut_at": cutout.cut_at,
+            "size": [width, height],
+            "figures": asdict(cutout.figures),
+            "strip": _base64(strip_of(photograph, cutout)),
+        }
+
+    def _put(self, name: str, content: bytes, digest: str) -> None:
+        path = self._out / name
         if not self._dry_run:
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path)
@@ -350,15 +378,6 @@ class _Folder:
                 )
             if not self._dry_run:
                 write_bytes(path, content)
-        height, width = cutout.pixels.shape[:2]
-        return {
-            "file": name,
-            "sha256": digest,
-            "cut_at": cutout.cut_at,
-            "size": [width, height],
-            "figures": asdict(cutout.figures),
-            "strip": _base64(strip_of(photograph, cutout)),
-        }
 
     def _note_path(self, file: SourceFile) -> Path:
         key = hashlib.sha256(os.fsencode(file.file)).hexdigest()[:32]
@@ -397,10 +416,18 @@ def _read_note(path: Path) -> dict[str, Any] | None:
     """Read a note; None where there is none that can be read, and the photograph is made again."""
     try:
         note = parse_json(read_text(path, _MAX_NOTE_BYTES))
-        is_note = isinstance(note, dict) and {"made", "refused", "options"} <= set(note)
-    except (OSError, ValueError):
+        is_note = set(note) >= _NOTE_KEYS and all(set(one) >= _MADE_KEYS for one in note["made"])
+    except (OSError, ValueError, TypeError):
         return None
     return note if is_note else None
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _base64(data: bytes) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
 import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -424,6 +426,51 @@ def test_all_that_is_refused_is_listed_at_once_and_the_rest_is_made(tmp_path):
     page = (out / "report.html").read_text()
     assert page.count("<article") == 7
     assert page.index("field.png") < page.index("photo0.png")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names and errors are those of Linux")
+def test_a_name_that_cannot_be_written_refuses_its_photograph_alone(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    (photos / "sub").mkdir(parents=True)
+    image = photograph().image
+    names = ["fine.png", "x" * 250 + ".png", "sub/b.png", "taken.png"]
+    for name in names:
+        image.save(photos / name)
+    shutil.copy(photos / "fine.png", os.fsencode(photos) + b"/\xff.png")
+    (out / "taken.png").mkdir(parents=True)
+    (out / "sub").write_text("a file where a folder is due")
+    report = cutout(photos, out, overwrite=True, skip_bad=True)
+    assert report.cut == ("fine.png",)
+    reasons = dict(report.refused)
+    assert set(reasons) == {*names[1:], "\\udcff.png"}
+    assert "not UTF-8" in reasons["\\udcff.png"]
+    for name in names[1:]:
+        assert "cannot be written" in reasons[name]
+    assert "fine.png" in (out / "credits.csv").read_text()
+    assert (out / "report.html").exists()
+
+
+def test_credits_of_cut_outs_that_end_early_stop_everything(tmp_path):
+    photos, out = folder_of(tmp_path / "photos", 1), tmp_path / "out"
+    out.mkdir()
+    (out / "credits.csv").write_text("author,file\nAnn\n")
+    with pytest.raises(BadSourcesError, match="ends before its column file"):
+        cutout(photos, out)
+    assert set(files_in(out)) == {"credits.csv"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"made":[],"refused":"","options":{}}', '{"made":[{}],"refused":"","options":{}}', "[]"],
+)
+def test_a_damaged_note_is_made_again(tmp_path, text):
+    photos, out = folder_of(tmp_path / "photos", 1), tmp_path / "out"
+    cutout(photos, out)
+    before = files_in(out)
+    (note,) = (out / ".cutout").glob("*.json")
+    note.write_text(text)
+    cutout(photos, out)
+    assert files_in(out) == before
 
 
 def test_dry_run_writes_nothing_and_says_the_same(tmp_path):
