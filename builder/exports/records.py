@@ -132,6 +132,7 @@ class Item:
         self.record_id: int = row["record_id"]
         self.stem = job.stem(self.record_id)
         things = list(self._scene() if job.is_scenes else self._pair())
+        self._check(things)
         self.things = [thing for thing in things if thing.area > 0]
         self.n_unseen = len(things) - len(self.things)
 
@@ -145,6 +146,22 @@ class Item:
             *(self.row["objects"][name] for name in OBJECT_FIELDS), strict=True
         ):
             yield Thing(k, self.job.class_of(name), tuple(box), area, name, *shares)
+
+    def _check(self, things: list[Thing]) -> None:
+        """Refuse objects that no picture can have, for some formats take columns alone."""
+        size = self.job.size
+        if len({thing.k for thing in things}) < len(things):
+            raise Unreadable("has two objects of one number")
+        for thing in things:
+            if thing.area < 0 or not 0 < thing.k < OBJECTS_OF_A_RECORD:
+                raise Unreadable(f"has object {thing.k} with {thing.area} px, which cannot be")
+            if not thing.area:
+                continue
+            x, y, w, h = thing.box
+            if not (0 <= x < x + w <= size and 0 <= y < y + h <= size):
+                raise Unreadable(f"has object {thing.k} outside of the picture")
+            if not (0 <= thing.visible <= 1 and 0 <= thing.truncated <= 1):
+                raise Unreadable(f"has shares of object {thing.k} that are not from 0 to 1")
 
     @property
     def image(self) -> bytes:

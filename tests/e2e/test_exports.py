@@ -741,6 +741,39 @@ def test_a_set_that_contradicts_itself_is_refused(
     assert not (tmp_path / "coco").exists()
 
 
+def put(name: str, value: Any) -> Any:
+    def how(row: dict[str, Any]) -> None:
+        row["objects"][name][0] = value
+
+    return how
+
+
+def same_number(row: dict[str, Any]) -> None:
+    row["objects"]["id"][1:] = row["objects"]["id"][:1] * (len(row["objects"]["id"]) - 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        (put("bbox", [-50, -50, 5000, 5000]), "object 1 outside of the picture"),
+        (put("bbox", [0, 0, 0, 9]), "object 1 outside of the picture"),
+        (put("area", -4), "object 1 with -4 px"),
+        (put("id", 300), "object 300 with"),
+        (put("visible", None), "values that cannot be read"),
+        (put("truncated", float("nan")), "shares of object 1"),
+        (same_number, "two objects of one number"),
+    ],
+)
+@pytest.mark.parametrize("to", ["yolo", "yolo-semantic"])
+def test_formats_that_take_columns_alone_refuse_what_no_picture_has(
+    to: str, how: Any, text: str, scenes: Path, tmp_path: Path
+) -> None:
+    bad = changed(scenes, tmp_path / "floors", how)
+    with pytest.raises(NotABuildError, match=text):
+        export(bad, tmp_path / to, to)
+    assert not (tmp_path / to).exists()
+
+
 def test_relative_depth_and_none_are_no_metres(
     sources: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
