@@ -41,7 +41,7 @@ from builder.record import DepthCodec, decode_instances, decode_mask
 from builder.release.access import Repo, Stored, open_place
 from builder.release.preview import FARTHEST, LUT, NEAREST, DepthScale
 from builder.release.shelf import Place, Question, Shelf
-from builder.untrusted import Unreadable, one_line, printable, refusing
+from builder.untrusted import Unreadable, one_line, printable, refusing, shown
 
 FLAGS_FILE = "flags.csv"
 _FLAG_COLUMNS = ("record_id", "split", "note", "fingerprint")
@@ -389,26 +389,34 @@ class Flags:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self._fingerprint = path, fingerprint
         self._lock = threading.Lock()
-        self._others: list[tuple[str, ...]] = []
-        self._mine: dict[int, tuple[str, str]] = {}
-        if not path.exists():
-            return
+        self._mine, _ = self._read()
+
+    def _read(self) -> tuple[dict[int, tuple[str, str]], list[tuple[str, ...]]]:
+        """Return this set's flags and the lines of other sets, as they stand in the file."""
+        mine: dict[int, tuple[str, str]] = {}
+        others: list[tuple[str, ...]] = []
+        if not self.path.exists():
+            return mine, others
         try:
-            rows = list(csv.reader(io.StringIO(read_text(path, _MAX_FLAGS_BYTES), newline="")))
+            text = read_text(self.path, _MAX_FLAGS_BYTES)
+            rows = list(csv.reader(io.StringIO(text, newline="")))
             if tuple(rows[0]) != _FLAG_COLUMNS:
                 raise ValueError("its first line is another")
             for row in rows[1:]:
                 if len(row) != len(_FLAG_COLUMNS):
                     raise ValueError("a line has another number of cells")
-                if row[3] == fingerprint:
-                    self._mine[int(row[0])] = (row[1], row[2])
+                if row[3] != self._fingerprint:
+                    others.append(tuple(row))
+                elif abs(number := int(row[0])) < 2**63:
+                    mine[number] = (row[1], row[2])
                 else:
-                    self._others.append(tuple(row))
+                    raise ValueError(f"{shown(row[0])} is the id of no record")
         except (OSError, ValueError, IndexError, csv.Error) as error:
             raise OutputError(
-                f"{path} is not a file of flags of fgbg ({one_line(error)}); name another one "
-                "with --flags."
+                f"{self.path} is not a file of flags of fgbg ({one_line(error)}); name another "
+                "one with --flags."
             ) from None
+        return mine, others
 
     def notes(self) -> dict[str, str]:
         """Return the notes by record id."""
@@ -418,24 +426,24 @@ class Flags:
     def put(self, record_id: int, split: str, note: str | None) -> None:
         """Set or take away a flag, and write the file."""
         with self._lock:
-            before = dict(self._mine)
+            # Read again, since a page over another set, or a person, may have written there.
+            mine, others = self._read()
             if note is None:
-                self._mine.pop(record_id, None)
+                mine.pop(record_id, None)
             else:
-                self._mine[record_id] = (split, " ".join(note.split())[:_MAX_NOTE])
+                mine[record_id] = (split, " ".join(note.split())[:_MAX_NOTE])
             text = io.StringIO(newline="")
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(_FLAG_COLUMNS)
-            writer.writerows(self._others)
+            writer.writerows(others)
             writer.writerows(
-                (record_id, *about, self._fingerprint)
-                for record_id, about in sorted(self._mine.items())
+                (record_id, *about, self._fingerprint) for record_id, about in sorted(mine.items())
             )
             try:
                 write_text(self.path, text.getvalue())
             except OSError as error:
-                self._mine = before
                 raise OutputError(f"{self.path}: {error.strerror or error}") from None
+            self._mine = mine
 
 
 def _plain(value: Any) -> Any:
@@ -579,6 +587,10 @@ class _Handler(BaseHTTPRequestHandler):
             text = str(error) if isinstance(error, FgbgError) else one_line(error)
             status = HTTPStatus.NOT_FOUND
             kind, content = _as_json({"error": printable(text)})
+        except Exception as error:  # noqa: BLE001 - the page has to say it, whatever it is
+            _log.debug("a request failed", exc_info=True)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            kind, content = _as_json({"error": one_line(error)})
         self._send(status, kind, content)
 
     def _get(self, rest: str) -> tuple[str, bytes]:
