@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from builder.exports.yolo import Yolo, YoloDepth, YoloSeg, YoloSemantic
 from builder.files import rename, write_text
 from builder.layout import (
     DataFile,
+    Figures,
     content_digest,
     read_recipe,
     read_statistics,
@@ -134,12 +135,9 @@ def export(
         FgbgError: the format cannot hold the set, or an argument makes no sense.
         OutputError: DEST cannot be written; what is finished is kept.
     """
-    if to not in WRITERS:
-        raise FgbgError(f"there is no format {to!r}; choose one of {', '.join(FORMATS)}.")
-    if category_from not in ("foreground", "single"):
-        raise FgbgError(f"category_from is {category_from!r}; give foreground or single.")
     from builder.release import open_place
 
+    _check_choices(to, category_from)
     folder = _free(dest, target)
     with open_place(target, revision, token) as found:
         pinned = read_recipe(found.root)
@@ -150,16 +148,7 @@ def export(
         writer = WRITERS[to](job)
         key = _key(found.root, to, chosen, category_from)
         aside = _Aside(folder, key)
-        todo = Export(
-            source=found.name,
-            revision=found.revision,
-            dest=str(dest),
-            format=to,
-            splits={split.name: split.n_records for split in chosen},
-            shards=sum(split.n_shards for split in chosen),
-            shards_kept=aside.n_kept(),
-            reads_bytes=sum(stated[split.name].size_bytes for split in chosen),
-        )
+        todo = _todo(found, str(dest), to, chosen, stated, aside.n_kept())
         if dry_run or (approve is not None and not approve(todo)):
             return todo
         try:
@@ -170,6 +159,34 @@ def export(
                 return run.export(files)
         except OSError as error:
             raise OutputError.of(error, folder) from None
+
+
+def _check_choices(to: str, category_from: str) -> None:
+    if to not in WRITERS:
+        raise FgbgError(f"there is no format {to!r}; choose one of {', '.join(FORMATS)}.")
+    if category_from not in ("foreground", "single"):
+        raise FgbgError(f"category_from is {category_from!r}; give foreground or single.")
+
+
+def _todo(
+    found: Folder | Repo | Stored,
+    dest: str,
+    to: str,
+    chosen: Sequence[SplitPlan],
+    stated: Mapping[str, Figures],
+    shards_kept: int,
+) -> Export:
+    """Return what is to be written."""
+    return Export(
+        source=found.name,
+        revision=found.revision,
+        dest=dest,
+        format=to,
+        splits={split.name: split.n_records for split in chosen},
+        shards=sum(split.n_shards for split in chosen),
+        shards_kept=shards_kept,
+        reads_bytes=sum(stated[split.name].size_bytes for split in chosen),
+    )
 
 
 def _free(dest: str | Path, target: str | Path) -> Path:

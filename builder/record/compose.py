@@ -168,28 +168,15 @@ def compose(
             _stand(composed, tilt, made.mask, one, inverse=inverse)
     seen = {i: _seen(i, placed[i], whole[i], painted, inside[i]) for i in sorted(order)}
     labelled = [i for i in seen if placed[i].labelled]
-    instances = painted
-    if labelled != list(range(len(placed))):
-        numbers = np.zeros(len(placed) + 1, np.uint8)
-        for number, i in enumerate(labelled, start=1):
-            numbers[i + 1] = number
-        instances = numbers[painted]
-    if mirrored:
-        size = background.shape[1]
-        seen = {i: _mirrored(one, size, whole[i].mask.shape[1]) for i, one in seen.items()}
-        instances = np.ascontiguousarray(instances[:, ::-1])
-        composed = None if composed is None else np.ascontiguousarray(composed[:, ::-1])
-        # As one value a pixel: NumPy is slow on a last axis of three.
-        turned = np.ascontiguousarray(fg_bg.view("V3")[:, ::-1])
-        fg_bg = turned.view(np.uint8).reshape(fg_bg.shape)
-    return Composed(
+    record = Composed(
         fg_bg=fg_bg,
-        instances=instances,
+        instances=_numbered(painted, labelled, len(placed)),
         depth=composed,
         objects=tuple(seen[i] for i in labelled),
         left_out=sum(one.labelled for one in placed) - len(labelled),
         distractors=tuple(seen[i] for i in seen if i not in labelled),
     )
+    return _mirrored(record, whole) if mirrored else record
 
 
 def _seen_enough(
@@ -220,6 +207,16 @@ def _seen_enough(
         # A record has an object at least: rather than the last one, a distractor goes.
         last = [i for i in kept if placed[i].labelled] == [worst]
         kept.remove(kept[-1] if last else worst)  # the others are seen no worse without it
+
+
+def _numbered(painted: Pixels, labelled: Sequence[int], n_placed: int) -> Pixels:
+    """Return where each labelled object is seen, by its number from 1, and not by its index."""
+    if labelled == list(range(n_placed)):
+        return painted
+    numbers = np.zeros(n_placed + 1, np.uint8)
+    for number, i in enumerate(labelled, start=1):
+        numbers[i + 1] = number
+    return numbers[painted]
 
 
 def _parts(picture: npt.NDArray, mask: Pixels, one: Placed) -> tuple[npt.NDArray, Pixels]:  # type: ignore[type-arg]
@@ -285,7 +282,26 @@ def _seen(index: int, one: Placed, cutout: Cutout, painted: Pixels, n_inside: in
     return Seen(index, one, bbox, int(np.count_nonzero(mine)), n_inside, amodal, cutout.n_mask)
 
 
-def _mirrored(seen: Seen, size: int, width: int) -> Seen:
+def _mirrored(record: Composed, cutouts: Sequence[Cutout]) -> Composed:
+    """Return a record mirrored left to right, with what it says of its objects."""
+    size, depth = record.fg_bg.shape[1], record.depth
+    # As one value a pixel: NumPy is slow on a last axis of three.
+    turned = np.ascontiguousarray(record.fg_bg.view("V3")[:, ::-1])
+    objects, distractors = (
+        tuple(_mirrored_seen(seen, size, cutouts[seen.index].mask.shape[1]) for seen in some)
+        for some in (record.objects, record.distractors)
+    )
+    return replace(
+        record,
+        fg_bg=turned.view(np.uint8).reshape(record.fg_bg.shape),
+        instances=np.ascontiguousarray(record.instances[:, ::-1]),
+        depth=None if depth is None else np.ascontiguousarray(depth[:, ::-1]),
+        objects=objects,
+        distractors=distractors,
+    )
+
+
+def _mirrored_seen(seen: Seen, size: int, width: int) -> Seen:
     """Return an object as it is seen in the mirrored record; `width` is of its cut-out in px."""
     one = seen.placed
     boxes = ((size - x - w, y, w, h) for x, y, w, h in (seen.bbox, seen.bbox_amodal))

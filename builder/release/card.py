@@ -140,17 +140,26 @@ def card_text(
     _, _, template = TEMPLATE.read_text(encoding="utf-8").split("---\n", 2)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)  # noqa: S701 - Markdown
     body = _merged(text, environment.from_string(template).render(**variables))
-    if title:
-        start, stop = _heading(body)
-        gap = "" if stop else "\n\n"
-        body = f"{body[:start]}# {title}{gap}{body[stop:]}"
-    card = f"---\n{_yaml_text(values, kept)}---\n\n{body}"
+    card = f"---\n{_yaml_text(values, kept)}---\n\n{_titled(body, title)}"
+    _check_size(card, location or out)
+    return card
+
+
+def _titled(body: str, title: str | None) -> str:
+    """Return the text of a card with another heading; None keeps the one it has."""
+    if not title:
+        return body
+    start, stop = _heading(body)
+    gap = "" if stop else "\n\n"
+    return f"{body[:start]}# {title}{gap}{body[stop:]}"
+
+
+def _check_size(card: str, of: object) -> None:
     if (size_bytes := len(card.encode())) > MAX_BYTES[CARD_FILE]:
         raise CardError(
-            f"{CARD_FILE} of {location or out} would have {size_bytes:,} bytes, and at most "
+            f"{CARD_FILE} of {of} would have {size_bytes:,} bytes, and at most "
             f"{MAX_BYTES[CARD_FILE]:,} are read; shorten what was written into it."
         )
-    return card
 
 
 def read_card(path: Path) -> str:

@@ -165,16 +165,21 @@ def prepare(
         raise BadSourcesError(problems, skippable=not credits.lost)
     if not sources:
         raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
-    for note, names in _grouped(sorted(maker.notes)).items():
-        _log.warning("%s: %s: %s", _label(folder), note, listed(names))
+    _warn(_label(folder), maker.notes, sources)
+    return PreparedFolder(sources, tuple(problems), duplicates(sources))
+
+
+def _warn(where: str, notes: Iterable[tuple[str, str]], sources: Iterable[Source]) -> None:
+    """Say what a reader should know of the pictures of a folder that are used."""
+    for note, names in _grouped(sorted(notes)).items():
+        _log.warning("%s: %s: %s", where, note, listed(names))
     if halos := sorted((-s.entry.halo, s.entry.file) for s in sources if s.entry.halo >= _HALO):
         _log.warning(
             "%s: an old background showed at the edge and was taken out as far as it goes; look at "
             "the edges, and cut out again what is not good enough (worst first): %s",
-            _label(folder),
+            where,
             listed([name for _, name in halos]),
         )
-    return PreparedFolder(sources, tuple(problems), duplicates(sources))
 
 
 def _made(
