@@ -137,6 +137,7 @@ class StorePath:
         except (FileNotFoundError, FileExistsError, FgbgError):
             raise
         except Exception as error:  # noqa: BLE001 - clients raise anything
+            kind.clear_instance_cache()  # or credentials that are set now would not be seen
             raise _failure(self, error) from None
 
     def _kind(self) -> str | None:

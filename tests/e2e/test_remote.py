@@ -239,10 +239,11 @@ def test_what_goes_wrong_is_one_sentence_without_secrets(
     with pytest.raises(FgbgError, match="the store cannot be used") as caught:  # not "no set"
         RecordReader.of(OUT)
     assert type(caught.value) is FgbgError
-    type(store).clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert "no credentials were found" in refused(*build, OUT, *SMALL, code=1)
+    monkeypatch.undo()  # in the same process, which must not remember what failed
+    assert "is not a build of fgbg" in refused("status", OUT, code=2)
 
 
 def test_a_set_on_the_store_is_browsed_as_it_lies_there(undisturbed, store, tmp_path):
