@@ -24,8 +24,8 @@ TINY = (
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """Run a line of bash, where `fgbg` is the command."""
     script = f'fgbg() {{ {shlex.join(COMMAND)} "$@"; }}; {line}'
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, **environment}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}
     return subprocess.run(["bash", "-c", script], capture_output=True, env=env, timeout=HANG_S)
 
 
