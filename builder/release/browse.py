@@ -726,10 +726,10 @@ def browse(
         FgbgError: the Hub cannot be read, or the port is taken.
     """
     with serving(target, port=port, flags=flags, revision=revision, token=token) as url:
-        (report or _print)(url)
-        if open_browser:
-            webbrowser.open(url)
         try:
+            (report or _print)(url)
+            if open_browser:
+                webbrowser.open(url)
             threading.Event().wait()
         except KeyboardInterrupt:
             return

@@ -31,23 +31,17 @@ from builder.cli import main
 from builder.errors import FgbgError, NotABuildError, OutputError
 from builder.release.browse import PALETTE, serving
 from fgbg_dataset import FgbgDataset
+from tests.browser.chromium import MARKS, chromium, watched
 from tests.e2e.running import COMMAND
 from tests.limits import HANG_S
 from tests.pictures import blob, floor_mm, scene
 from tests.previews import make_build
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGUMENTS = [
-    *("--no-sandbox", "--no-first-run", "--disable-background-networking"),
-    *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
-]
+SWIFTSHADER = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 HOSTILE = "<img src=x onerror=alert(1)> a name"
 SIZE, RECORDS = 96, 40
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Chromium is not installed"),
-]
+pytestmark = MARKS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -105,23 +99,14 @@ def url(out: Path, flags: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium(*SWIFTSHADER) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: sync_api.Browser, url: str) -> Iterator[sync_api.Page]:
     """The opened page; whatever it complained about or asked elsewhere fails the test."""
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    complaints: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (complaints.append("an alert"), dialog.dismiss()))
-    page.on("request", lambda request: requests.append(request.url))
-    page.set_default_timeout(1000 * HANG_S)
+    page, complaints, requests = watched(browser)
     visit(page, url)
     yield page
     page.close()
@@ -301,6 +286,14 @@ def test_a_mirrored_background_has_its_ground_mirrored(page: sync_api.Page) -> N
     plain, flipped = (page.evaluate(mirrored, each) for each in (False, True))
     assert [plain[0], flipped[0]] == [False, True]
     assert plain[1:] == flipped[:0:-1]
+
+
+def test_a_page_that_is_there_at_once_has_its_pictures(browser: sync_api.Browser, url: str) -> None:
+    page = watched(browser)[0]
+    page.add_init_script("performance.now = () => 5")
+    visit(page, url)
+    assert page.locator(".tile img").count() >= 8
+    page.close()
 
 
 # Filters

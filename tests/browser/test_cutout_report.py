@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from builder.cutout import cutout
 from docs import cutouts as hard
-from tests.limits import HANG_S
+from tests.browser.chromium import MARKS, chromium, watched
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+pytestmark = MARKS
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Chromium is not installed"),
-]
-
-sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +29,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("width", [400, 1400])
 def test_the_report_shows_what_was_made_and_what_was_refused(url: str, width: int) -> None:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        complaints: list[str] = []
-        requests: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append("an alert"), dialog.dismiss()))
-        page.on("request", lambda request: requests.append(request.url))
-        page.set_default_timeout(1000 * HANG_S)
+    with chromium("--disable-gpu") as browser:
+        page, complaints, requests = watched(browser, width)
         page.goto(url)
         articles = page.locator("article")
         texts = articles.all_inner_texts()
@@ -56,7 +39,6 @@ def test_the_report_shows_what_was_made_and_what_was_refused(url: str, width: in
         images = page.evaluate("[...document.images].map((i) => [i.naturalWidth, i.alt])")
         overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(overflow) == 0
-        browser.close()
     assert complaints == []
     assert [request for request in requests if not request.startswith("data:")] == [url]
     assert len(texts) == 4

@@ -9,16 +9,10 @@ from pathlib import Path
 import pytest
 
 from builder.release.preview import PAGE_RECORDS, write_preview
-from tests.limits import HANG_S
+from tests.browser.chromium import MARKS, chromium, watched
 from tests.previews import make_build
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Chromium is not installed"),
-]
+pytestmark = MARKS
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -37,23 +31,14 @@ def url(sources: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium("--disable-gpu") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: sync_api.Browser, url: str) -> Iterator[sync_api.Page]:
     """The opened page; whatever it complained about or asked for fails the test in the end."""
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
-    complaints: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: (complaints.append("an alert"), dialog.dismiss()))
-    page.on("request", lambda request: requests.append(request.url))
-    page.set_default_timeout(1000 * HANG_S)
+    page, complaints, requests = watched(browser)
     page.goto(url)
     yield page
     page.close()
