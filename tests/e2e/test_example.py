@@ -41,6 +41,7 @@ def runs(built, floors, tmp_path_factory):
     """Undisturbed runs on stored records and on the fly: words, folders and what they told."""
     root = tmp_path_factory.mktemp("example")
     fresh = ("--on-the-fly", *floors, "--size", "64", "--depth-model", "measured")
+    fresh = (*fresh, "--foreground-size", "0.6-1.1")  # seen in the few steps there are
     chosen = {"stored": (built,), "fresh": fresh}
     done = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -62,7 +63,7 @@ def test_the_losses_fall_and_what_was_made_is_told(runs, name):
     assert [int(line[1]) for line in lines] == list(range(4, 21, 4))
     for loss in (2, 3):
         values = [float(line[loss]) for line in lines]
-        assert np.mean(values[-2:]) < 0.95 * values[0], told  # 20 steps of 8 are few
+        assert np.mean(values[-2:]) < 0.85 * values[0], told
     assert told[-1] == f"{PICTURE}, {RESULTS} and {CHECKPOINT} are in {out}."
     results = json.loads((out / RESULTS).read_text())
     assert list(results["splits"]) == SPLITS

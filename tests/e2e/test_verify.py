@@ -754,7 +754,7 @@ PLANTINGS: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "twice": (
         lambda out: card(out, "configs:\n",
                          "configs:\n- config_name: preview\n  data_files: a.csv\n"),
-        "README.md", False,  # written again, the card would lose it
+        "README.md cannot be written again (CardError: README.md has a config 'preview'", False,
     ),
     "other default": (
         lambda out: card(out, "configs:\n",
@@ -886,7 +886,7 @@ def test_what_is_planted_is_found_and_named(out, name):
     if is_forged:
         forge(out)
     problems = verify(out, sample=30).problems
-    assert [problem for problem in problems if problem.where.startswith(where)], problems
+    assert [each for each in problems if f"{each.where} {each.what}".startswith(where)], problems
 
 
 def test_what_systems_leave_is_ignored_and_what_is_a_persons_own_is_named(out):
