@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -14,9 +13,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from builder.depth.choice import Backend, Device, pick_backend, pick_device
-from builder.depth.model_folder import bounded, pixel_scaling, read_config, weight_files
-from builder.depth.models import DepthModel
+from builder.depth.models import WORDS, DepthModel
 from builder.errors import DepthModelError
+from builder.model_folder import ModelFolder
 from builder.recipe import Recipe
 from builder.untrusted import printable
 
@@ -32,26 +31,6 @@ _CPU_BATCH, _GPU_BATCH = 2, 32
 _NO_MEMORY = re.compile(
     "out of memory|can't allocate|failed to allocate|not enough memory|bad[_ ]alloc", re.IGNORECASE
 )
-
-
-def _pixel_settings(name: str, folder: Path) -> dict[str, Any]:
-    """Read how a model wants its pixels.
-
-    From the file, and not through its image processor: that of some models needs torchvision.
-    """
-    for file, key in (
-        ("preprocessor_config.json", None),
-        ("processor_config.json", "image_processor"),
-    ):
-        if (folder / file).is_file():
-            content = read_config(name, folder, file)
-            settings = content.get(key) if key else content
-            if isinstance(settings, dict):
-                return settings
-    raise DepthModelError(
-        f"depth model {name!r}: {folder} has no preprocessor_config.json, which says how pixels "
-        "are scaled."
-    )
 
 
 def _width_per_focal_length(outputs: Any) -> torch.Tensor:
@@ -84,51 +63,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _load_network(model: DepthModel) -> Any:
-    """Return a model's network in float32, with every weight from its files."""
-    import torch
+def _load_network(files: ModelFolder) -> Any:
     from transformers import AutoModelForDepthEstimation
-    from transformers.utils import logging
 
     import builder.depth.densedepth  # noqa: F401 - registers its classes with the Auto classes
 
-    name = f"depth model {model.info.model!r}"
-    config = read_config(model.info.model, model.folder)
-    weights = weight_files(model.info.model, model.folder, config)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # loading is short, and would be shown once a process
-    try:
-        with bounded(model.info.model, weights):
-            network, loading = AutoModelForDepthEstimation.from_pretrained(
-                model.folder,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except DepthModelError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a config that makes no sense can raise anything
-        why = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:1000]
-        raise DepthModelError(f"{name} cannot be loaded from {model.folder}: {why}") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    # Transformers only warns of these, and goes on with random weights.
-    absent = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
-    if absent:
-        listed = ", ".join(sorted(absent)[:5]) + (" ..." if len(absent) > 5 else "")
-        raise DepthModelError(
-            f"{name} lacks {len(absent)} weights, or has them in another shape: {listed}."
-        )
-    for key, value in network.state_dict().items():
-        # A processor's ReLU makes 0 of NaN, so that the depth of such weights may look sound.
-        if not bool(value.isfinite().all()):
-            raise DepthModelError(
-                f"{name}: its weights {key} hold NaN or infinity; the file is damaged, or the "
-                "training that made it diverged. Fetch or train it again."
-            )
-    return network.eval()
+    return files.load(AutoModelForDepthEstimation)
 
 
 def _lacks_memory(error: BaseException | None) -> bool:
@@ -172,7 +112,8 @@ class DepthEstimator:
     ) -> None:
         import torch
 
-        self._model, self._recipe = model, recipe
+        self._files = ModelFolder(WORDS, model.info.model, model.folder, DepthModelError)
+        self._recipe = recipe
         self._device = torch.device(pick_device(device))
         self.backend = pick_backend(
             backend, model.info.model_type, recipe.precision, self._device.type
@@ -183,7 +124,7 @@ class DepthEstimator:
         self._run: OpenVinoBackend | TorchBackend | None = None
         self._gives_numbers = False
         self._within_memory(self._loaded)
-        self._normalise(_pixel_settings(model.info.model, model.folder))
+        self._normalise(self._files.pixel_settings())
 
     def _loaded(self) -> OpenVinoBackend | TorchBackend:
         """Return what runs the model, loaded once, and for OpenVINO once a batch size."""
@@ -193,7 +134,7 @@ class DepthEstimator:
 
         if self._run is not None:
             return self._run
-        network, precision = _load_network(self._model), self._recipe.precision
+        network, precision = _load_network(self._files), self._recipe.precision
         if self._device.type == "cpu" and isinstance(network, DenseDepthForDepthEstimation):
             use_tapwise(network, self._input)
         try:
@@ -249,7 +190,7 @@ class DepthEstimator:
         """Set `_factor`, `_offset` so that a pixel's input is value * factor + offset."""
         import torch
 
-        scale, mean, std = pixel_scaling(self.info.model, settings)
+        scale, mean, std = self._files.pixel_scaling(settings)
         mean_, std_ = (torch.tensor(v, device=self._device).view(1, -1, 1, 1) for v in (mean, std))
         self._factor, self._offset = scale / std_, -mean_ / std_
 

@@ -5,7 +5,6 @@ Only safetensors are read, and no code from a model's folder.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -13,15 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from builder.depth.model_folder import check_numbers, read_config, weight_files
 from builder.errors import DepthModelError
 from builder.files import sha256_file
-from builder.hub import is_hub_id, request_errors, why
+from builder.hub import is_hub_id
+from builder.model_folder import ModelFolder, download, hash_files
 from builder.pinned import DepthInfo
 from builder.recipe import DEMO_DEPTH_MODEL, DepthMeaning, Recipe
-from builder.untrusted import one_line, printable
+from builder.untrusted import printable
 
 logger = logging.getLogger(__name__)
+
+WORDS = "depth model"
 
 _MM_PER_M = 1000.0
 _MAX_STORED = 65535
@@ -81,7 +82,8 @@ def find_model(recipe: Recipe, held: DepthInfo | None = None) -> tuple[Recipe, D
     elif Path(name).is_file():
         folder = _converted(Path(name))
     elif is_hub_id(name) and not Path(name).exists():
-        folder = _download(name, recipe.depth_revision)
+        patterns = ["*.json", "*.safetensors"]
+        folder = download(WORDS, name, recipe.depth_revision, patterns, DepthModelError)
         recipe = replace(recipe, depth_revision=folder.name)
     else:
         raise DepthModelError(
@@ -135,34 +137,13 @@ def _converted(checkpoint: Path) -> Path:
     return folder
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except request_errors() as error:
-        raise DepthModelError(f"depth model {repo_id!r} {why(error, revision)}.") from None
-    except OSError as error:
-        raise DepthModelError(
-            f"depth model {repo_id!r} cannot be kept in the Hugging Face cache "
-            f"({one_line(error)}); set HF_HOME to a folder that can be written and has room."
-        ) from None
-
-
 def _describe(name: str, folder: Path, recipe: Recipe) -> DepthInfo:
-    config = read_config(name, folder)
-    check_numbers(name, config)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise DepthModelError(
-            f"depth model {name!r}: {folder}/config.json has no model_type; give the folder of a "
-            "Transformers model."
-        )
+    files = ModelFolder(WORDS, name, folder, DepthModelError)
+    config, model_type = files.config()
     info = DepthInfo(
         model=name,
         revision=recipe.depth_revision,
-        weights_sha256=_hash_files(weight_files(name, folder, config)),
+        weights_sha256=hash_files(files.weight_files(config)),
         model_type=model_type,
         kind="metric",
         quantity="depth",
@@ -222,11 +203,3 @@ def _with_range(info: DepthInfo, config: dict[str, Any]) -> DepthInfo:
             "number."
         ) from None
     return replace(info, near=near, far=min(_MAX_STORED, far))
-
-
-def _hash_files(paths: list[Path]) -> str:
-    """Sha256 of a file, or of the sha256 of several in name order."""
-    digests = [sha256_file(path) for path in paths]
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    )
