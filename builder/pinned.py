@@ -63,7 +63,7 @@ _Word = Matching(r"[\w./-]{0,200}", "a word")
 
 
 def credit_fault(text: str) -> str | None:
-    """Say why a text cannot be an author, license or url; None if it can."""
+    """Say why a text cannot be an author, license, url and the like; None if it can."""
     if len(text) > _MAX_CREDIT_CHARACTERS:
         return f"has a cell of more than {_MAX_CREDIT_CHARACTERS} characters"
     if any(printable(word) != word for word in text.split()):
@@ -129,6 +129,10 @@ class SourceEntry:
     height_m: Annotated[float, Between(0, 10_000)] = _later(0.0, pixels=False)
     stance: Stance = _later("ground", pixels=False)
     cut_at: CutAt = _later("", pixels=False)
+    # What cut a foreground out of its photograph, by which network, and the terms of that.
+    tool: _Credit = _later("", pixels=False)
+    weights: _Credit = _later("", pixels=False)
+    weights_license: _Credit = _later("", pixels=False)
     # Over what was prepared beside the picture itself: smaller sizes, depth, ground.
     prepared_sha256: _MaybeSha256 = _later("")
 

@@ -172,6 +172,9 @@ FOREGROUND_COLUMNS = (
     Column("height_m", "float64", "", "m", "true height, 0 = unknown; from credits.csv"),
     Column("stance", "string", "", "", "ground: it stands; free: it may be anywhere"),
     Column("cut_at", "string", "", "", "edge at which its own photograph cut it off"),
+    Column("tool", "string", "", "", "what cut it out; from credits.csv"),
+    Column("weights", "string", "", "", "network that cut it out, if any; from credits.csv"),
+    Column("weights_license", "string", "", "", "license of that network; from credits.csv"),
 )
 LADDER_COLUMNS = (
     Column("prepared_sha256", "string", "", "hex", "hash of the pixels of all sizes"),

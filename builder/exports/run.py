@@ -63,7 +63,8 @@ _VERSION = 1
 
 _ABOUT_FILE, _CREDITS_FILE, _README_FILE = "export.json", "credits.csv", "README.md"
 _LAST_FILES = (_CREDITS_FILE, _README_FILE, _ABOUT_FILE)
-_CREDIT_COLUMNS = ("kind", "id", "file", "author", "license", "url")
+_MADE_COLUMNS = ("tool", "weights", "weights_license")
+_CREDIT_COLUMNS = ("kind", "id", "file", "author", "license", "url", *_MADE_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -474,7 +475,8 @@ def _credits(pinned: PinnedRecipe) -> str:
         ("background", pinned.backgrounds),
     ):
         for e in entries:
-            table.writerow((kind, e.id, e.file, e.author, e.license, e.url))
+            made = (getattr(e, name) for name in _MADE_COLUMNS)
+            table.writerow((kind, e.id, e.file, e.author, e.license, e.url, *made))
     return buffer.getvalue()
 
 

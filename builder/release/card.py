@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 # Beside the package, in a checkout as in an installation.
 TEMPLATE = Path(__file__).parents[2] / "dataset_card.md"
 _MAX_CREDITS = 200
+_MAX_TOOLS = 20
 
 RECORDS_CONFIG = "default"
 _FOLDERS = ("foregrounds/", "backgrounds/", "preview/")
@@ -572,10 +573,27 @@ def _variables(out: Path, pinned: PinnedRecipe, splits: dict[str, Figures]) -> d
             }
             for kind, entries in _kinds(pinned)
         ],
+        "tools": _tools(pinned),
         "credits": listed[:_MAX_CREDITS],
         "more_credits": max(0, len(listed) - _MAX_CREDITS),
         "skipped": [(_cell(name), _cell(reason)) for name, reason in summarized(pinned.skipped)],
     }
+
+
+def _tools(pinned: PinnedRecipe) -> list[str]:
+    """Return what cut foregrounds out of photographs, by which weights, the most frequent first."""
+    made = Counter(
+        (e.tool, e.weights, e.weights_license) for e in pinned.foregrounds if e.tool or e.weights
+    )
+    lines = []
+    for (tool, weights, license), number in made.most_common(_MAX_TOOLS):
+        by = [_cell(tool)] if tool else []
+        by += [f"weights {_cell(weights)}"] if weights else []
+        by += [f"license of the weights: {_cell(license) or 'not stated'}"] if weights else []
+        lines.append(f"{', '.join(by)} ({number})")
+    if more := len(made) - _MAX_TOOLS:
+        lines += [f"{more} more, in the config `foregrounds`"] if more > 0 else []
+    return lines
 
 
 def _scenes(out: Path, pinned: PinnedRecipe, total: Statistics) -> dict[str, Any]:

@@ -55,8 +55,8 @@ from builder.release.card import card_keys, card_text, records_config
 from builder.release.preview import write_preview
 from builder.release.verify import verify
 from builder.remote import on_this_machine
-from builder.sources import conflicts, terms, uncredited
-from builder.untrusted import one_line
+from builder.sources import conflicts, terms, unclear_weights, uncredited
+from builder.untrusted import listed, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -426,6 +426,11 @@ class _Push:
         names = {e.license for _, entries in _kinds(self._pinned) for e in entries if e.license}
         if unclear := sorted(name for name in names if terms(name) is None):
             yield f"What these licenses ask for is not known here: {', '.join(unclear)}."
+        if weights := unclear_weights(self._pinned.foregrounds):
+            yield (
+                "Under which terms these weights, which cut-outs were made by, may be used is not "
+                f"known here: {listed(weights)}."
+            )
         if license is None:
             yield "The set has no license, so nobody may use it; give one with --license."
         if state.held and state.held.fingerprint != self._pinned.fingerprint:

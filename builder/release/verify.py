@@ -97,6 +97,7 @@ _BLOCK_RECORDS = 25  # neighbours in a shard that are drawn together, for they a
 _MAX_PER_CHECK = 1000
 _MAX_CHARACTERS = 500  # of a sentence, which may quote what is foreign
 _MAX_CHANGED = 5  # lines in a note
+_CREDITS = ("author", "license", "url", "tool", "weights", "weights_license")  # of a source
 _MAY_BE = {INFO_FILE, FIFTYONE_FILE}  # in a set, beside the fixed files and the shards
 _COLOUR_LEVELS = 8  # of 256, that a JPEG of coloured depth is off by at most, on average
 _OUR_FOLDERS = ("data/", "foregrounds/", "backgrounds/", "preview/")
@@ -399,7 +400,7 @@ class _Verification:
         for column in checked_fields(SourceEntry):
             name, value, due = column.name, column.value_in(row), getattr(entry, column.name)
             if value != due:
-                check = "credits" if name in ("author", "license", "url") else "sources"
+                check = "credits" if name in _CREDITS else "sources"
                 self._problem(check, where, f"its {name} is {value!r}, in the recipe {due!r}")
         foreground, width, height = kind == "foregrounds", entry.width, entry.height
         longest, shortest = max(width, height), min(width, height)

@@ -10,7 +10,7 @@ from builder.sources.credits import (
 )
 from builder.sources.decode import Kind, LargeImageError, decode
 from builder.sources.ground import label_parts
-from builder.sources.licenses import check_license_id, conflicts, terms
+from builder.sources.licenses import check_license_id, conflicts, terms, unclear_weights
 from builder.sources.prepare import (
     PreparedFolder,
     Source,
@@ -66,6 +66,7 @@ __all__ = [
     "scan",
     "stored_columns",
     "terms",
+    "unclear_weights",
     "uncredited",
     "unread",
     "write_sources",

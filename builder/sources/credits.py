@@ -22,6 +22,7 @@ from builder.untrusted import shown
 
 CREDIT_COLUMNS = ("file", "author", "license", "url")
 MORE_COLUMNS = ("category", "height_m", "stance", "cut_at")
+MADE_COLUMNS = ("tool", "weights", "weights_license")  # by what a cut-out was made
 _MAX_HEIGHT_M = 10_000
 _DELIMITERS = ",;\t"  # spreadsheets write the others, by country or as "Unicode text"
 _MAX_CREDITS_BYTES = 16 * 2**20
@@ -29,7 +30,7 @@ _MAX_PROBLEMS = 20  # of a file
 
 
 class Credit(NamedTuple):
-    """What a picture is credited with."""
+    """What a picture is credited with, what scenes go by, and what cut it out."""
 
     author: str = ""
     license: str = ""
@@ -38,6 +39,9 @@ class Credit(NamedTuple):
     height_m: float = 0.0
     stance: Stance = "ground"
     cut_at: CutAt = ""
+    tool: str = ""
+    weights: str = ""
+    weights_license: str = ""
 
 
 @dataclass
@@ -109,8 +113,9 @@ def _column(cell: str) -> str:
 def _more(cells: dict[str, str]) -> tuple[dict[str, Any], str]:
     """Read what scenes go by; return the values that are given, and what is wrong with one."""
     values: dict[str, Any] = {name: text for name, text in cells.items() if text}
-    if fault := credit_fault(cells["category"]):
-        return {}, f"{fault} (category)"
+    for name in ("category", *MADE_COLUMNS):
+        if fault := credit_fault(cells[name]):
+            return {}, f"{fault} ({name})"
     for name, choices in (("stance", ("ground", "free")), ("cut_at", get_args(CutAt)[1:])):
         if values.get(name, choices[0]) not in choices:
             return {}, f"has {name} {shown(values[name])}; it must be one of {', '.join(choices)}"
@@ -173,7 +178,8 @@ class _Reader:
             return f"names {shown(file)} a second time", True
         if fault := next(filter(None, map(credit_fault, texts)), ""):
             return fault, True
-        more, fault = _more({name: " ".join(cells.get(name, "").split()) for name in MORE_COLUMNS})
+        columns = (*MORE_COLUMNS, *MADE_COLUMNS)
+        more, fault = _more({name: " ".join(cells.get(name, "").split()) for name in columns})
         if not fault:
             self._credits.by_file[file] = Credit(*texts, **more)  # type: ignore[arg-type]
         return fault, True

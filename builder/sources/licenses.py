@@ -1,6 +1,10 @@
 """What the licenses of sources allow, as far as their names say: a small table, not legal advice.
 
 A set hands out its sources, resized, and composites made of them, so both are derived works.
+The weights of a network that cut an object out of its photograph are no part of what comes out, so
+that whoever runs it makes no derived work of them: their terms on credit, share-alike and
+derivatives bind those who hand on the weights, not the set. Their terms of use bind it: nobody may
+use weights for a commercial set that may only be used otherwise, or use reserved ones at all.
 Names may be identifiers of the Hub (`cc-by-sa-4.0`), of SPDX (`CC-BY-SA-4.0`), as people write
 them (`CC BY-SA 4.0`), or links to creativecommons.org.
 """
@@ -29,10 +33,10 @@ class Terms:
 
 _FREE = Terms()
 _CREDIT = Terms(credit=True)
-_NO_DERIVATIVES = Terms(
-    True, forbidden="no derivatives: a resized picture and a composite are derivatives"
-)
+_NO_DERIVATIVES = "no derivatives: a resized picture and a composite are derivatives"
 _RESERVED = Terms(forbidden="all rights reserved: it may not be handed on without permission")
+_UNKNOWN = Terms(forbidden="unknown terms: nobody has said that it may be handed on")
+_NON_COMMERCIAL = Terms(credit=True, non_commercial=True)
 
 # By the start of the name, lower case, words joined by hyphens; Creative Commons is read by parts.
 _TABLE = {
@@ -51,11 +55,12 @@ _TABLE = {
     "gpl": Terms(True, same="gpl"),
     "agpl": Terms(True, same="agpl"),
     "lgpl": Terms(True, same="lgpl"),
+    "bria-rmbg": _NON_COMMERCIAL,  # of weights that cut-outs are often made by
     "all-rights-reserved": _RESERVED,
     "copyright": _RESERVED,
     "proprietary": _RESERVED,
     "commercial": _RESERVED,
-    "unknown": Terms(forbidden="unknown terms: nobody has said that it may be handed on"),
+    "unknown": _UNKNOWN,
 }
 
 
@@ -84,7 +89,7 @@ def terms(name: str) -> Terms | None:
     for start, found_terms in _TABLE.items():
         if re.match(rf"{start}(-|\d|$)", words):
             return found_terms
-    return None
+    return _NON_COMMERCIAL if re.search(r"(^|-)non-?commercial(-|$)", words) else None
 
 
 def _creative_commons(words: str) -> Terms | None:
@@ -104,11 +109,14 @@ def _creative_commons(words: str) -> Terms | None:
     if parts & {"cc0", "zero", "pdm", "mark", "publicdomain"} or re.match(r"cc-0(-|$)", words):
         return _FREE
     if "nd" in parts:
-        return _NO_DERIVATIVES
+        return Terms(True, "nc" in parts, forbidden=_NO_DERIVATIVES)
     if "by" not in parts and "nc" not in parts and "sa" not in parts:
         return None
     family = "cc-by-nc-sa" if {"nc", "sa"} <= parts else "cc-by-sa" if "sa" in parts else ""
     return Terms(True, "nc" in parts, family)
+
+
+_COMMERCIAL = "non-commercial: the set must be under a license that forbids commercial use too"
 
 
 def conflict(source: str, chosen: str | None) -> str | None:
@@ -122,19 +130,48 @@ def conflict(source: str, chosen: str | None) -> str | None:
     if asked.same and (given is None or given.same != asked.same):
         return f"share-alike: the set must be under {asked.same} too"
     if asked.non_commercial and (given is None or not given.non_commercial):
-        return "non-commercial: the set must be under a license that forbids commercial use too"
+        return _COMMERCIAL
     if asked.credit and given == _FREE:
         return "asks for credit, which that license of the set does not"
     return None
 
 
+def weights_conflict(license: str, chosen: str | None) -> str | None:
+    """Return why what some weights made cannot be in a set under a license; None if it can.
+
+    Unlike a source, weights bind a set by their terms of use alone; see above.
+    """
+    asked, given = terms(license), terms(chosen) if chosen else None
+    if asked == _RESERVED:
+        return "all rights reserved: nobody may use them without permission"
+    if asked and asked.non_commercial and (given is None or not given.non_commercial):
+        return _COMMERCIAL
+    return None
+
+
+def unclear_weights(entries: Iterable[SourceEntry]) -> list[str]:
+    """Return the weights that cut-outs were made by whose terms are not known, each once."""
+    found = set()
+    for entry in entries:
+        asked = terms(entry.weights_license)
+        if entry.weights and (asked is None or asked == _UNKNOWN):
+            found.add(f"{entry.weights} ({entry.weights_license or 'no license stated'})")
+    return sorted(found)
+
+
 def conflicts(
     kinds: Iterable[tuple[str, tuple[SourceEntry, ...]]], chosen: str | None
 ) -> dict[str, list[str]]:
-    """Return the files that cannot be in a set under the chosen license, by reason."""
+    """Return the files that cannot be in a set under the chosen license, by reason.
+
+    Both the license of a file counts and that of the weights that cut it out.
+    """
     found: dict[str, list[str]] = defaultdict(list)
     for kind, entries in kinds:
         for entry in entries:
             if entry.license and (reason := conflict(entry.license, chosen)):
                 found[f"{entry.license}, {reason}"].append(f"{kind}/{entry.file}")
+            if reason := weights_conflict(entry.weights_license, chosen):
+                weights = f"cut out by {entry.weights or 'weights'} under {entry.weights_license}"
+                found[f"{weights}, {reason}"].append(f"{kind}/{entry.file}")
     return dict(found)

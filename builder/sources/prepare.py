@@ -156,6 +156,8 @@ def prepare(
     credited = {file.file: credits.by_file.get(file.file, Credit()) for file in files}
     if kind == "foreground":
         credited = {file: _classed(credit, file) for file, credit in credited.items()}
+    else:  # what is said of objects and cut-outs means nothing of a background
+        credited = {file: Credit(*credit[:3]) for file, credit in credited.items()}
     sources, problems = _entered(results, named, [entry.id for entry in like], credited)
     problems = [*credits.lost, *credits.unused, *problems]
     if credits.lost and skip_bad:  # the others can be left out

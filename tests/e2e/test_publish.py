@@ -25,7 +25,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from builder.build.options import BuildOptions
-from builder.layout import state_files
+from builder.layout import read_recipe, state_files
 from builder.release.preview import DepthScale
 from builder.release.publish import publish
 from builder.release.verify import verify
@@ -777,6 +777,42 @@ def test_licenses_that_forbid_it_are_listed_by_file(
         assert done.plan.license == chosen
         assert "1 of 4 foregrounds are without author or license." in done.plan.warnings
         assert any("not known here: Our own terms" in text for text in done.plan.warnings)
+
+
+def test_weights_that_forbid_a_license_are_named_with_their_cut_outs(sources, hub, tmp_path):
+    foregrounds, columns = tmp_path / "fg", "file,author,license,url,tool,weights,weights_license\n"
+    shutil.copytree(sources[0], foregrounds)
+    plain = make((foregrounds, sources[1]), tmp_path / "plain")
+    made = {
+        "blob0": ("fgbg-dataset 1 key", "", ""),
+        "blob1": ("rembg bria-rmbg", "briaai/RMBG-2.0@ab12", "bria-rmbg-2.0"),
+        "blob2": ("fgbg-dataset 1 m", "ann/cutter@cd34", "our | terms"),
+        "blob3": ("fgbg-dataset 1 n", "ann/shared@ef56", "cc-by-nd-4.0"),
+    }
+    lines = [f"{name}.png,Bob,CC0-1.0,,{','.join(values)}\n" for name, values in made.items()]
+    (foregrounds / "credits.csv").write_text(columns + "".join(lines))
+    backgrounds = tmp_path / "bg"
+    shutil.copytree(sources[1], backgrounds)
+    (backgrounds / "credits.csv").write_text(columns + "scene0.jpg,Bob,CC0-1.0,,x,y,cc-by-nc-4.0\n")
+    out = make((foregrounds, backgrounds), tmp_path / "out")
+    assert read_recipe(out).fingerprint == read_recipe(plain).fingerprint
+    rows = load_dataset(str(out), "foregrounds", split="train")
+    for row, entry in zip(rows, read_recipe(out).foregrounds, strict=True):
+        values = (entry.tool, entry.weights, entry.weights_license)
+        assert made[entry.id] == values == (row["tool"], row["weights"], row["weights_license"])
+    assert verify(out).ok
+    card = (out / "README.md").read_text()
+    assert "\n- fgbg-dataset 1 key (1)\n" in card
+    assert "license of the weights: our \\| terms (1)\n" in card
+    assert "cut out of photographs by" not in (plain / "README.md").read_text()
+    text = refused(out, hub, license="cc-by-4.0", dry_run=True)
+    assert text == refused(out, hub, license="cc-by-4.0")
+    assert "/blob1.png (cut out by briaai/RMBG-2.0@ab12 under bria-rmbg-2.0, non-com" in text
+    assert "blob0" not in text and "blob2" not in text and "blob3" not in text
+    assert "scene0" not in text  # a background is not cut out
+    (warning,) = [w for w in push(out, hub, license="cc-by-nc-4.0").plan.warnings if "weights" in w]
+    assert "ann/cutter@cd34 (our | terms)" in warning
+    assert "briaai" not in warning and "shared" not in warning
 
 
 def test_the_license_the_card_says_counts_too(sources, hub, tmp_path):

@@ -477,6 +477,14 @@ def test_a_source_of_another_size_or_format_is_found(out):
     assert "Nothing was composed again" in report.notes[0]
 
 
+@pytest.mark.parametrize("name", ["tool", "weights", "weights_license"])
+def test_what_is_falsely_said_to_have_made_a_cut_out_is_found(out, name):
+    report = forged(out, f"foregrounds/{SOURCES}", lambda rows: rows[1].update({name: "other"}))
+    (problem,) = report.problems
+    assert (problem.check, problem.where) == ("credits", "foregrounds/blob1")
+    assert problem.what == f"its {name} is 'other', in the recipe ''"
+
+
 def test_a_removed_credit_is_found_by_the_recipe_or_by_the_card(out):
     report = forged(out, f"foregrounds/{SOURCES}", lambda rows: rows[1].update(author=""))
     (problem,) = report.problems

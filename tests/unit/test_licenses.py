@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from builder.pinned import SourceEntry
-from builder.sources.licenses import Terms, conflict, conflicts, terms
+from builder.sources.licenses import (
+    Terms,
+    conflict,
+    conflicts,
+    terms,
+    unclear_weights,
+    weights_conflict,
+)
 
 FREE, CREDIT = Terms(), Terms(credit=True)
 
@@ -26,6 +33,9 @@ FREE, CREDIT = Terms(), Terms(credit=True)
         ("The MIT License", CREDIT),
         ("Apache-2.0", CREDIT),
         ("CC-BY-NC-4.0", Terms(True, non_commercial=True)),
+        ("bria-rmbg-2.0", Terms(True, non_commercial=True)),
+        ("PolyForm-Noncommercial-1.0.0", Terms(True, non_commercial=True)),
+        ("Model license (non-commercial use)", Terms(True, non_commercial=True)),
         ("https://creativecommons.org/licenses/by-sa/3.0/", Terms(True, same="cc-by-sa")),
         (
             "Creative Commons Attribution-NonCommercial-ShareAlike 4.0 International",
@@ -80,11 +90,43 @@ def test_what_a_source_allows(source: str, allowed: set[str | None]) -> None:
     assert {chosen for chosen in CHOICES if conflict(source, chosen) is None} == allowed
 
 
-def test_conflicts_are_grouped_by_reason() -> None:
-    def entry(name: str, license: str) -> SourceEntry:
-        return SourceEntry(id=name, file=f"{name}.png", sha256="0" * 64, width=1, height=1,
-                           source_width=1, source_height=1, license=license)  # fmt: skip
+@pytest.mark.parametrize(
+    ("weights", "allowed"),
+    [
+        ("", set(CHOICES)),
+        ("apache-2.0", set(CHOICES)),
+        # The network's output is no work derived of its weights.
+        ("cc-by-4.0", set(CHOICES)),
+        ("cc-by-sa-4.0", set(CHOICES)),
+        ("cc-by-nd-4.0", set(CHOICES)),
+        ("agpl-3.0", set(CHOICES)),
+        ("openrail", set(CHOICES)),
+        ("unknown", set(CHOICES)),
+        # Whoever runs it for a commercial set uses it commercially.
+        ("cc-by-nc-4.0", {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}),
+        ("cc-by-nc-nd-4.0", {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}),
+        ("bria-rmbg-1.4", {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}),
+        ("All rights reserved", set()),
+    ],
+)
+def test_what_weights_allow(weights: str, allowed: set[str | None]) -> None:
+    assert {chosen for chosen in CHOICES if weights_conflict(weights, chosen) is None} == allowed
 
+
+def entry(name: str, license: str, **fields: str) -> SourceEntry:
+    return SourceEntry(id=name, file=f"{name}.png", sha256="0" * 64, width=1, height=1,
+                       source_width=1, source_height=1, license=license, **fields)  # fmt: skip
+
+
+def test_weights_of_unclear_terms_are_named_once_each() -> None:
+    given = [("a/b", "mit"), ("a/c", "openrail"), ("a/c", "openrail"), ("a/d", ""), ("", "")]
+    entries = [entry("x", "", weights=name, weights_license=text) for name, text in given]
+    assert unclear_weights(entries) == ["a/c (openrail)", "a/d (no license stated)"]
+    unknown = entry("x", "", weights="a/e", weights_license="unknown")
+    assert unclear_weights([unknown]) == ["a/e (unknown)"]
+
+
+def test_conflicts_are_grouped_by_reason() -> None:
     kinds = (
         ("foregrounds", (entry("a", "CC BY-ND 4.0"), entry("b", ""), entry("c", "CC BY 4.0"))),
         ("backgrounds", (entry("a", "CC BY-ND 4.0"),)),
