@@ -50,7 +50,7 @@ _RECIPE_FIELDS = [field.name for field in checked_fields(Recipe)]
 _SCENE_FIELDS = (
     *("objects", "placement", "scale_jitter", "truncation", "max_overlap", "min_visible"),
     "rotation",
-    *("occlude", "balance", "fov_deg"),
+    *("occlude", "balance", "fov_deg", "relief"),
 )
 _RUN_FIELDS = ("device", "backend", "batch_size")
 _ENGINE_FIELDS = ("engine", "address", "num_gpus_per_worker")

@@ -103,6 +103,7 @@ class SourceEntry:
     (after EXIF orientation, for foregrounds before trimming). `sha256` is of the file's bytes.
     `intake` is 2 where its own bits, alpha or colour profile made its pixels; 0.1.0 knew none.
     `halo` says how much of an old background was taken out of a cut-out's edge: 0 is nothing.
+    `has_relief` says whether depth of its photograph gave a cut-out its relief.
 
     Raises:
         RecipeError: a field has the wrong type or a value that it cannot have.
@@ -133,7 +134,8 @@ class SourceEntry:
     tool: _Credit = _later("", pixels=False)
     weights: _Credit = _later("", pixels=False)
     weights_license: _Credit = _later("", pixels=False)
-    # Over what was prepared beside the picture itself: smaller sizes, depth, ground.
+    has_relief: bool = _later(False)
+    # Over what was prepared beside the picture itself: smaller sizes, relief, depth, ground.
     prepared_sha256: _MaybeSha256 = _later("")
 
     def __post_init__(self) -> None:
@@ -423,14 +425,14 @@ def _prepared_otherwise(
         old = before.get((source.id, source.sha256))
         if old is None:
             continue
-        for name in ("category", "height_m", "stance", "cut_at", "halo"):
+        for name in ("category", "height_m", "stance", "cut_at", "halo", "has_relief"):
             was, now = getattr(old, name), getattr(source, name)
             if was != now:
                 yield f"{kind}: {name} of {source.id} is {was!r}, now it is {now!r}"
         if old.prepared_sha256 != source.prepared_sha256:
             yield (
-                f"{kind}: sizes, depth or ground of {source.id} come out differently here, as by "
-                "another processor; what the set was made of lies in its own folder"
+                f"{kind}: sizes, relief, depth or ground of {source.id} come out differently here, "
+                "as by another processor; what the set was made of lies in its own folder"
             )
 
 

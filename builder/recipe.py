@@ -25,6 +25,7 @@ DepthMeaning = Literal["auto", "metric", "relative-depth", "relative-inverse"]
 Layout = Literal["pairs", "scenes"]
 Placement = Literal["uniform", "ground"]
 DepthSource = Literal["network", "composed"]
+Relief = Literal["board", "photo"]
 Balance = Literal["none", "category"]
 Blend = Literal["none", "feather1", "feather2", "box", "mixed"]
 
@@ -186,6 +187,12 @@ class Recipe:
         "objects get the depth of where they stand",
         before="network",
     )
+    relief: Relief = _option(
+        "board",
+        "depth inside objects: board, an upright one through the foot; photo: board with the "
+        "relief of metric depth, NAME.depth.png beside a foreground",
+        before="board",
+    )
     scale_jitter: Annotated[float, Between(0, 2)] = _option(
         None, "octaves by which an object may be smaller or larger than its place asks", before=0.0
     )
@@ -301,6 +308,11 @@ class Recipe:
                 "depth_model is measured, which is the depth of backgrounds alone; use it with "
                 "depth_source composed."
             )
+        if self.has_relief and not (self.layout == "scenes" and self.composes_depth):
+            raise RecipeError(
+                "relief is photo, which shapes the composed depth of scenes; use it with layout "
+                "scenes, depth_source composed and a depth_model."
+            )
         if self.placement == "ground" and self.background_fit == "stretch":
             raise RecipeError(
                 "background_fit is stretch, which bends the perspective that placement ground "
@@ -397,7 +409,12 @@ class Recipe:
         """Whether a foreground has several sizes in the set, and so is prepared at each."""
         low, high = self.foreground_sides
         varies = low != high or self.placement == "ground" or self.scale_jitter > 0
-        return varies or self.rotation > 0
+        return varies or self.rotation > 0 or self.has_relief
+
+    @property
+    def has_relief(self) -> bool:
+        """Whether objects have the relief of their photographs where these have depth."""
+        return self.relief == "photo"
 
     @property
     def turns_deg(self) -> tuple[float, ...]:

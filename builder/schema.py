@@ -177,9 +177,22 @@ FOREGROUND_COLUMNS = (
     Column("weights_license", "string", "", "", "license of that network; from credits.csv"),
 )
 LADDER_COLUMNS = (
-    Column("prepared_sha256", "string", "", "hex", "hash of the pixels of all sizes"),
+    Column(
+        "prepared_sha256",
+        "string",
+        "",
+        "hex",
+        "hash of the pixels of all sizes, and of their relief",
+    ),
     Column("levels", "Images", "(h, w, 4) uint8", "sRGB", "smaller sizes, then turned ones"),
     Column("halo", "float32", "0 to 255", "", "old background at the edge, which was taken out"),
+)
+RELIEF_COLUMNS = (
+    Column("has_relief", "bool", "", "", "whether its photograph gave it relief; else a board"),
+    Column(
+        *("relief", "Images", "(h, w) uint16", "1/4096 height"),
+        "of each size: how far beyond the foot, plus 32768; empty: a board",
+    ),
 )
 BACKDROP_COLUMNS = (
     Column("prepared_sha256", "string", "", "hex", "hash of depth and ground"),
@@ -253,6 +266,7 @@ def source_columns(
     columns: tuple[Column, ...] = SOURCE_COLUMNS
     if kind == "foreground":
         columns += (*FOREGROUND_COLUMNS, *(LADDER_COLUMNS if recipe.has_ladder else ()))
+        columns += RELIEF_COLUMNS if recipe.has_relief else ()
     elif recipe.needs_background_depth:
         columns += BACKDROP_COLUMNS
     if names is None:

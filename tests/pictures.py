@@ -6,10 +6,12 @@ import io
 import struct
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
 def blob(seed: int, width: int, height: int) -> Image.Image:
@@ -145,3 +147,11 @@ def floor_mm(size: int, horizon: float = 0.35) -> np.ndarray:
     return np.minimum(1500 * focal / rows, 8000).round().astype(np.uint16) + np.zeros(
         (1, size), np.uint16
     )
+
+
+def depth_png(path: Path, depth_mm: np.ndarray, focal_px: object = None) -> None:
+    """Write depth in mm as PNG, with the focal length as text where it is given."""
+    said = PngInfo()
+    if focal_px is not None:
+        said.add_text("focal_px", str(focal_px))
+    Image.fromarray(depth_mm).save(path, pnginfo=said)

@@ -182,11 +182,11 @@ def _earlier_first(
 
 
 def _as_it_was(source: Source, held: Source | None) -> Source:
-    """Return a source of an earlier set with the sizes, the depth and the ground it has there."""
+    """Return a source of an earlier set with the sizes, relief, depth and ground it has there."""
     if held is None or held.entry.prepared_sha256 == source.entry.prepared_sha256:
         return source
-    entry = replace(source.entry, prepared_sha256=held.entry.prepared_sha256)
-    return replace(held, entry=entry)
+    kept = {name: getattr(held.entry, name) for name in ("prepared_sha256", "has_relief")}
+    return replace(held, entry=replace(source.entry, **kept))
 
 
 def _new(found: Iterable[Source], old: Sequence[Source]) -> list[Source]:

@@ -59,7 +59,7 @@ WORK_VERSION = 2  # of the work folder's layout; 1 had no claims and held no fil
 _INSIDE = ".fgbg"  # the name of a work folder that lies in OUT
 # What the pixels of prepared sources depend on, and what their depth and ground do, too.
 _PREPARATION = (
-    *("size", "largest_side", "has_ladder", "turns_deg", "background_fit"),
+    *("size", "largest_side", "has_ladder", "turns_deg", "background_fit", "relief"),
     "needs_background_depth",
 )
 _DEPTH_PREPARATION = (

@@ -14,15 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from builder.record.scene import Form, inside_frame
+from builder.record.scene import Form, Placed, inside_frame
+from builder.sources import RELIEF_ONE, RELIEF_ZERO, StoredRelief
 
 Depth = npt.NDArray[np.uint16]
+Relief = npt.NDArray[np.uint32]  # what a board's depth is multiplied by, in units of 2^-16
 
 MAX_STORED = 65535
 _STRIP_ROWS = 5  # of the ground under a foot whose median is an object's depth
 _STRIP_WIDTH = 3  # a third of the object's width
 _BEFORE_PERCENT = 85  # of the nearest tenth behind it, for an object that stands nowhere
 _PLANE_BITS = 18
+_FOCAL_BITS = 16  # of a focal length, as those of `Rules`
+_RELIEF_BITS = 16
+_LEAST_FACTOR = 1 << (_RELIEF_BITS - 4)  # nearer than a sixteenth of the foot's depth is nothing
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,58 @@ def board(
     above, below = (along, at_foot) if inverse else (at_foot, along)
     values = (2 * depth * above + below) // (2 * below)
     return np.clip(values, 1, MAX_STORED).astype(np.uint16)
+
+
+def relief_of(stored: StoredRelief, height_px: int, focal: int) -> Relief:
+    """Return what relief makes of the depth of a board: its part of it, in units of 2^-16.
+
+    An object h px high stands h / f of its distance high, with the focal length f in px; what lies
+    q of its heights beyond its foot is 1 + q h / f times as far.
+
+    Args:
+        stored: relief of an object at its level, (h, w), see `builder.sources.relief`.
+        height_px: of the object there, were it not turned.
+        focal: of the picture, in units of 2^-16 px.
+    """
+    beyond = (stored.astype(np.int64) - RELIEF_ZERO) * height_px
+    beyond = (beyond << (_RELIEF_BITS + _FOCAL_BITS)) // RELIEF_ONE
+    factors = (1 << _RELIEF_BITS) + (beyond + focal // 2) // focal
+    return np.maximum(factors, _LEAST_FACTOR).astype(np.uint32)
+
+
+def object_depth(
+    tilt: Tilt | None,
+    one: Placed,
+    box: tuple[int, int, int, int],
+    relief: Relief | None,
+    *,
+    inverse: bool,
+) -> Depth | np.uint16:
+    """Return the depth of an object: that of its board, shaped by its relief.
+
+    Args:
+        tilt: of the background.
+        one: the object.
+        box: left, top, width, height in px of the part of it that is wanted, in the frame.
+        relief: of all of the object; None is a board.
+        inverse: whether stored units are of inverse depth.
+
+    Returns:
+        (height, width) uint16, or one value for all.
+    """
+    stands = tilt if one.stance == "ground" else None
+    values = board(stands, one.depth, one.foot, box, inverse=inverse)
+    if relief is None or one.depth == 0:
+        return values
+    left, top, width, height = box
+    rows = slice(top - one.top_px, top - one.top_px + height)
+    factors = relief[rows, left - one.left_px : left - one.left_px + width].astype(np.int64)
+    wide = values.astype(np.int64)
+    if inverse:
+        wide = ((wide << (_RELIEF_BITS + 1)) + factors) // (2 * factors)
+    else:
+        wide = (wide * factors + (1 << (_RELIEF_BITS - 1))) >> _RELIEF_BITS
+    return np.clip(wide, 1, MAX_STORED).astype(np.uint16)
 
 
 def depth_under(depth: Depth, foot: tuple[int, int], width: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from builder.record.board import Depth, Tilt, board
+from builder.record.board import Depth, Relief, Tilt, object_depth
 from builder.record.composition import Cutout, Pixels
 from builder.record.scene import Placed, inside_frame
 from builder.sources import label_parts
@@ -76,7 +76,9 @@ class Hides:
     ground: npt.NDArray[np.bool_] | None
     inverse: bool
 
-    def cut(self, one: Placed, cutout: Cutout, tilt: Tilt | None) -> Cutout:
+    def cut(
+        self, one: Placed, cutout: Cutout, tilt: Tilt | None, relief: Relief | None = None
+    ) -> Cutout:
         """Return a cut-out without what the background hides of it; as it is if that is all."""
         if one.depth == 0:
             return cutout
@@ -85,9 +87,8 @@ class Hides:
             return cutout
         height, width = behind.shape
         box = max(0, one.left_px), max(0, one.top_px), width, height
-        stands = tilt if one.stance == "ground" else None
         mine = np.broadcast_to(
-            board(stands, one.depth, one.foot, box, inverse=self.inverse), behind.shape
+            object_depth(tilt, one, box, relief, inverse=self.inverse), behind.shape
         )
         near, far = (mine, behind) if self.inverse else (behind, mine)
         hidden = (behind > 0) & (4 * near.astype(np.int64) < 3 * far.astype(np.int64))
@@ -133,6 +134,7 @@ def compose(
     inverse: bool = False,
     hides: Hides | None = None,
     shadow: Callable[[Placed], Shadow | None] | None = None,
+    relief: Callable[[Placed], Relief | None] | None = None,
     mirrored: bool = False,
 ) -> Composed:
     """Make a record of placed objects.
@@ -147,11 +149,15 @@ def compose(
         inverse: whether `depth` is inverse.
         hides: says where the background hides objects; None: nowhere.
         shadow: gives the shadow of an object, if it throws one.
+        relief: gives the relief of an object, if it has one; None: all are boards.
         mirrored: mirror the whole record left to right.
     """
     cutouts = whole = [cutout(one) for one in placed]
     if hides is not None:
-        cutouts = [hides.cut(one, made, tilt) for one, made in zip(placed, whole, strict=True)]
+        cutouts = [
+            hides.cut(one, made, tilt, relief(one) if relief else None)
+            for one, made in zip(placed, whole, strict=True)
+        ]
     inside = [
         _n_inside(made, one, background.shape[0]) for made, one in zip(whole, placed, strict=True)
     ]
@@ -165,7 +171,8 @@ def compose(
         margin = made.margin
         _blend(fg_bg, made.weighted, made.clear, one.left_px - margin, one.top_px - margin)
         if composed is not None:
-            _stand(composed, tilt, made.mask, one, inverse=inverse)
+            shaped = relief(one) if relief else None
+            _stand(composed, tilt, made.mask, one, shaped, inverse=inverse)
     seen = {i: _seen(i, placed[i], whole[i], painted, inside[i]) for i in sorted(order)}
     labelled = [i for i in seen if placed[i].labelled]
     record = Composed(
@@ -257,13 +264,19 @@ def _blend(
     pasted[...] = value
 
 
-def _stand(depth: Depth, tilt: Tilt | None, mask: Pixels, one: Placed, *, inverse: bool) -> None:
+def _stand(
+    depth: Depth,
+    tilt: Tilt | None,
+    mask: Pixels,
+    one: Placed,
+    relief: Relief | None,
+    *,
+    inverse: bool,
+) -> None:
     part, mask = _parts(depth, mask, one)
     height, width = part.shape
     box = max(0, one.left_px), max(0, one.top_px), width, height
-    stands = tilt if one.stance == "ground" else None
-    values = board(stands, one.depth, one.foot, box, inverse=inverse)
-    np.copyto(part, values, where=mask > 0)
+    np.copyto(part, object_depth(tilt, one, box, relief, inverse=inverse), where=mask > 0)
 
 
 def _seen(index: int, one: Placed, cutout: Cutout, painted: Pixels, n_inside: int) -> Seen:

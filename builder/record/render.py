@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import isqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from builder.record.composition import Cutout, Pixels, cut_out, paste, pixel_has
 from builder.record.looks import Dressed, Look, Looks, colour_values, described
 from builder.record.plan import Plan, random_words
 from builder.record.scene import Rules, n_words, place_objects
-from builder.record.stage import Stage, focal_px_squared_4
+from builder.record.stage import Stage, focal_of
 from builder.schema import MASK_ON, OBJECTS, object_fields
 from builder.sources import SourceBank
 
@@ -175,6 +174,7 @@ class Renderer:
             hides=stage.hides(what.background),
             inverse=stage.inverse,
             shadow=lambda one: looks.shadow(one, look),
+            relief=stage.relief,
             mirrored=look.mirrored,
         )
         first = made.objects[0]
@@ -235,7 +235,6 @@ class Renderer:
 def rules_of(pinned: PinnedRecipe) -> Rules:
     """Return how a recipe places objects, in whole numbers."""
     recipe = pinned.recipe
-    focal = isqrt(focal_px_squared_4(recipe.size, recipe.fov_deg) << 30)
     return Rules(
         size=recipe.size,
         objects=recipe.n_objects,
@@ -245,7 +244,7 @@ def rules_of(pinned: PinnedRecipe) -> Rules:
         jitter=round(64 * recipe.scale_jitter),
         truncation=round(1000 * recipe.truncation),
         max_overlap=round(1000 * recipe.max_overlap),
-        focal=focal,
+        focal=focal_of(recipe.size, recipe.fov_deg),
         n_turns=len(recipe.turns_deg),
         distractors=recipe.n_distractors,
     )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isqrt
 
 import numpy as np
 import numpy.typing as npt
 
 from builder.caches import ByteCache
-from builder.ladder import ladder
+from builder.ladder import ladder, level_size
 from builder.pinned import CutAt, PinnedRecipe, Stance
-from builder.record.board import Depth, Tilt, depth_before, depth_under
+from builder.record.board import Depth, Relief, Tilt, depth_before, depth_under, relief_of
 from builder.record.compose import Hides
 from builder.record.composition import Cutout, cut_out
-from builder.record.scene import Form, GroundTable
+from builder.record.scene import Form, GroundTable, Placed
 from builder.sources import SourceBank
 
 _CACHE_BYTES = 600 * 2**20  # of cut-outs ready to be pasted
@@ -29,8 +30,10 @@ class Stage:
         self.inverse = pinned.depth is not None and pinned.depth.quantity == "inverse_depth"
         self._occlude, self._changes_looks = recipe.occlude, recipe.changes_looks
         self._focal_squared_4 = focal_px_squared_4(recipe.size, recipe.fov_deg)
+        self._focal = focal_of(recipe.size, recipe.fov_deg)
         self.cutout = ByteCache(self._cut_out, lambda cutout: cutout.size_bytes, _CACHE_BYTES)
         self.form = ByteCache(self._form, lambda form: form.mask.nbytes, _CACHE_BYTES // 8)
+        self._reliefs = ByteCache(self._relief, lambda relief: relief.nbytes, _CACHE_BYTES // 4)
         self.turns_deg = recipe.turns_deg
         self._sides = [
             ladder(max(entry.width, entry.height))[: bank.n_levels(index) // len(self.turns_deg)]
@@ -45,6 +48,20 @@ class Stage:
         cutout = self.cutout(foreground, flipped, level)
         mask = cutout.mask > 0
         return Form(mask, cutout.n_mask, foot_of(mask))
+
+    def _relief(self, foreground: int, flipped: bool, level: int) -> Relief:
+        entry, stored = self._entries[foreground], self._bank.relief(foreground, level)
+        assert stored is not None
+        step, _ = self.step_and_turn(foreground, level)
+        _, height_px = level_size(entry.width, entry.height, step)
+        relief = relief_of(stored, height_px, self._focal)
+        return relief[:, ::-1] if flipped else relief
+
+    def relief(self, one: Placed) -> Relief | None:
+        """Return what the relief of an object makes of its board's depth; None: it is a board."""
+        if not self._entries[one.foreground].has_relief:
+            return None
+        return self._reliefs(one.foreground, one.flipped, one.level)
 
     def stance(self, foreground: int) -> Stance:
         """Return whether a foreground stands or may be anywhere."""
@@ -121,6 +138,11 @@ def foot_of(mask: npt.NDArray[np.bool_]) -> int:
     low = mask[max(0, bottom - max(1, len(mask) * _FOOT_SHARE // 100)) : bottom].any(axis=0)
     columns = np.flatnonzero(low)
     return int(columns[0] + columns[-1]) // 2
+
+
+def focal_of(size: int, fov_deg: float) -> int:
+    """Return the focal length of a square picture in units of 2^-16 px."""
+    return isqrt(focal_px_squared_4(size, fov_deg) << 30)
 
 
 def focal_px_squared_4(size: int, fov_deg: float) -> int:

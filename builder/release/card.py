@@ -608,6 +608,11 @@ def _scenes(out: Path, pinned: PinnedRecipe, total: Statistics) -> dict[str, Any
         "scenes": scenes,
         "composed": recipe.composes_depth,
         "depth_by": {by: depth_by[by] for by in ("measured", "estimated")},
+        "relief": recipe.has_relief
+        and {
+            "number": _number(sum(source.has_relief for source in pinned.foregrounds)),
+            "of": _number(len(pinned.foregrounds)),
+        },
         "ladder": recipe.has_ladder,
         "largest_side": recipe.largest_side,
         "halo": max(source.halo for source in pinned.foregrounds),

@@ -410,7 +410,8 @@ class _Verification:
             return None
         try:
             png: bytes = image["bytes"] if image else b""
-            cells = [image, row.get("depth"), row.get("ground"), *(row.get("levels") or ())]
+            cells = [image, row.get("depth"), row.get("ground")]
+            cells += [*(row.get("levels") or ()), *(row.get("relief") or ())]
             if any(cell and cell["path"] is not None for cell in cells):
                 raise Unreadable("has a path beside its bytes")
             mode = "RGBA" if foreground else "RGB"
@@ -426,7 +427,7 @@ class _Verification:
     def _levels_and_backdrop(
         self, recipe: Recipe, entry: SourceEntry, row: dict[str, Any]
     ) -> Source:
-        with refusing("has smaller sizes, depth or ground that cannot be read"):
+        with refusing("has smaller sizes, relief, depth or ground that cannot be read"):
             source = prepared_source(row, entry)
         for level in source.levels:
             alpha = np.asarray(open_picture(level, None, ("PNG",), ("RGBA",)))[..., 3]
@@ -437,7 +438,7 @@ class _Verification:
         if (1 + len(source.levels)) % len(recipe.turns_deg):
             raise Unreadable("has not as many sizes at one angle as at another")
         if source.sizes_sha256 != entry.prepared_sha256:
-            raise Unreadable("has sizes that are not the recipe's")
+            raise Unreadable("has sizes that are not the recipe's, or relief that is not")
         return source
 
     # -- shards

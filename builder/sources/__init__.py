@@ -20,6 +20,7 @@ from builder.sources.prepare import (
     duplicates,
     prepare,
 )
+from builder.sources.relief import RELIEF_ONE, RELIEF_ZERO, StoredRelief
 from builder.sources.samples import BadImageError
 from builder.sources.scan import (
     CREDITS_FILE,
@@ -36,6 +37,8 @@ from builder.sources.stored import prepared_source, read_sources, stored_columns
 __all__ = [
     "CREDITS_FILE",
     "CUTOUT_REPORT_MARK",
+    "RELIEF_ONE",
+    "RELIEF_ZERO",
     "REPORT_FILE",
     "Backdrop",
     "BadImageError",
@@ -48,6 +51,7 @@ __all__ = [
     "Source",
     "SourceBank",
     "SourceFile",
+    "StoredRelief",
     "check_license_id",
     "conflicts",
     "contents",

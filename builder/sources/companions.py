@@ -1,14 +1,15 @@
-"""What a person puts beside a background: its measured depth, and where objects may stand.
+"""What a person puts beside a picture: its measured depth, and where objects may stand.
 
 `NAME.depth.png` is depth in mm, 16-bit grey, 0 = unknown, as RGB-D cameras and renderers give it;
-`NAME.ground.png` is a mask, not 0 where a foot may stand. Either may have another resolution than
-the photograph, but not another shape.
+`NAME.ground.png` is a mask, not 0 where a foot may stand. Beside a background either may have
+another resolution than the photograph, but not another shape. A foreground has depth alone, as
+large as itself, and the PNG's text `focal_px` may say the focal length at that resolution.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +17,25 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from builder.recipe import Recipe
-from builder.sources.decode import check_extent, opened
+from builder.sources.decode import Kind, check_extent, opened
 from builder.sources.samples import BadImageError
+from builder.untrusted import printable
 
 Companion = Literal["depth", "ground"]
 COMPANIONS: tuple[Companion, ...] = ("depth", "ground")
 
+_MAX_FOCAL_PX = 1_000_000
 _SHAPE_SHARE = 0.02  # by which width / height may differ, of rounding
 
 
-def companion_of(name: str) -> tuple[str, Companion] | None:
+def companions_of(kind: Kind) -> tuple[Companion, ...]:
+    """Return what a picture of a kind may have beside it."""
+    return COMPANIONS if kind == "background" else ("depth",)
+
+
+def companion_of(name: str, kind: Kind) -> tuple[str, Companion] | None:
     """Return the name, without extension, of the picture that a file belongs to, and its kind."""
-    for what in COMPANIONS:
+    for what in companions_of(kind):
         if name.lower().endswith(f".{what}.png") and len(name) > len(what) + 5:
             return name[: -len(what) - 5], what
     return None
@@ -48,11 +56,63 @@ def read_depth(path: Path, shape: tuple[int, int], recipe: Recipe) -> npt.NDArra
     """
     with opened(path, ("PNG",)) as (image, _, size_bytes):
         check_extent(image, size_bytes, alone=True)
-        if not image.mode.startswith("I"):
-            raise BadImageError(
-                f"is of mode {image.mode}; measured depth is 16-bit grey PNG in mm, 0 = unknown"
-            )
+        _check_depth(image)
         values = np.asarray(_fitted(image, shape, recipe))
+    return _in_mm(values)
+
+
+class ObjectDepth(NamedTuple):
+    """Depth of what a foreground was cut out of: (h, w) uint16 in mm, 0 = unknown.
+
+    `focal_px` is the focal length of its photograph, None where the file does not say it.
+    """
+
+    depth: npt.NDArray[np.uint16]
+    focal_px: float | None
+
+
+def read_object_depth(path: Path, shape: tuple[int, int]) -> ObjectDepth:
+    """Read the depth that lies beside a foreground.
+
+    Args:
+        shape: width and height of the foreground's file, which it must have.
+
+    Raises:
+        BadImageError: it is something else.
+    """
+    with opened(path, ("PNG",)) as (image, _, size_bytes):
+        if image.size != shape:
+            raise BadImageError(
+                f"is {image.width}x{image.height} px, and its foreground {shape[0]}x{shape[1]} px; "
+                "both must have the same size"
+            )
+        check_extent(image, size_bytes, alone=True)
+        _check_depth(image)
+        values = np.asarray(image)
+        said = image.info.get("focal_px")
+    return ObjectDepth(_in_mm(values), None if said is None else _focal_px(said))
+
+
+def _focal_px(said: object) -> float:
+    try:
+        focal_px = float(str(said))
+    except ValueError:
+        focal_px = 0.0
+    if not 1 <= focal_px <= _MAX_FOCAL_PX:
+        raise BadImageError(
+            f"says that focal_px is {printable(str(said))[:40]!r}; it must be a focal length in px"
+        )
+    return focal_px
+
+
+def _check_depth(image: Image.Image) -> None:
+    if not image.mode.startswith("I"):
+        raise BadImageError(
+            f"is of mode {image.mode}; measured depth is 16-bit grey PNG in mm, 0 = unknown"
+        )
+
+
+def _in_mm(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     if values.min() < 0 or values.max() > np.iinfo(np.uint16).max or not values.any():
         raise BadImageError("holds no depth in mm: every pixel is 0, or some are out of 16 bits")
     return values.astype(np.uint16)

@@ -13,8 +13,9 @@ import logging
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -32,10 +33,17 @@ from builder.pictures import open_picture
 from builder.pinned import SourceEntry
 from builder.recipe import Recipe
 from builder.sources.backdrop import Backdrop, Given
-from builder.sources.companions import Companion, companion_of, read_depth, read_ground
+from builder.sources.companions import (
+    Companion,
+    companion_of,
+    read_depth,
+    read_ground,
+    read_object_depth,
+)
 from builder.sources.credits import Credit, read_credits
 from builder.sources.decode import Kind, LargeImageError, decode
 from builder.sources.fringe import decontaminated
+from builder.sources.relief import Relief, StoredRelief
 from builder.sources.samples import BadImageError, bands
 from builder.sources.scan import SourceFile, ids_of, name_key, same_sources, scan, unread
 from builder.untrusted import listed, printable
@@ -66,13 +74,15 @@ class Source:
     """A prepared source: its entry in the recipe and its pixels as lossless PNG bytes.
 
     `levels` are a foreground's smaller sizes, largest first, where the set has any; then, of each
-    angle that it is turned to, all of its sizes. `given` is
+    angle that it is turned to, all of its sizes. `relief` is that of the picture itself and of each
+    of them, see `builder.sources.relief`; it is empty where its photograph has no depth. `given` is
     what a person put beside a background, until `backdrop` is made of it or of an estimate.
     """
 
     entry: SourceEntry
     png: bytes
     levels: tuple[bytes, ...] = ()
+    relief: tuple[bytes, ...] = ()
     given: Given = Given()
     backdrop: Backdrop | None = None
 
@@ -81,13 +91,21 @@ class Source:
         png = self.levels[level - 1] if level else self.png
         return np.asarray(open_picture(png, None, ("PNG",)))
 
+    def relief_at(self, level: int) -> StoredRelief | None:
+        """Return the relief of a foreground at a level, (h, w) uint16; None where it has none."""
+        if not self.relief:
+            return None
+        return np.asarray(open_picture(self.relief[level], None, ("PNG",), ("I;16",)), np.uint16)
+
     @property
     def sizes_sha256(self) -> str:
-        """Sha256 (hex) over the pixels of a foreground at all of its sizes and angles."""
+        """Sha256 (hex) over pixels and relief of a foreground at all of its sizes and angles."""
         digest = hashlib.sha256()
         for level in range(len(self.levels) + 1):
             pixels = self.pixels(level)
             digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+        for level in range(len(self.relief)):
+            digest.update(np.asarray(self.relief_at(level), "<u2").tobytes())
         return digest.hexdigest()
 
 
@@ -150,10 +168,11 @@ def prepare(
     before = {entry.sha256 for entry in like if entry.intake == 1}
     unmended = {entry.sha256 for entry in like if like_has_ladder and not entry.halo}
     by_key = {name_key(name): source for name, source in (known or {}).items()}
-    maker = _Maker(folder, kind, recipe, by_key, before, unmended, beside, wanted)
+    credited = {file.file: credits.by_file.get(file.file, Credit()) for file in files}
+    heights = {file: credit.height_m for file, credit in credited.items()}
+    maker = _Maker(folder, kind, recipe, by_key, before, unmended, beside, wanted, heights)
     results = _made(maker, files, progress)
     named = same_sources(files, like)
-    credited = {file.file: credits.by_file.get(file.file, Credit()) for file in files}
     if kind == "foreground":
         credited = {file: _classed(credit, file) for file, credit in credited.items()}
     else:  # what is said of objects and cut-outs means nothing of a background
@@ -168,6 +187,8 @@ def prepare(
     if not sources:
         raise FgbgError(f"{folder} holds no {kind} that can be used.\n{BadSourcesError(problems)}")
     _warn(_label(folder), maker.notes, sources)
+    if kind == "foreground":
+        _say_relief(_label(folder), recipe, sources, beside)
     return PreparedFolder(sources, tuple(problems), duplicates(sources))
 
 
@@ -181,6 +202,21 @@ def _warn(where: str, notes: Iterable[tuple[str, str]], sources: Iterable[Source
             "the edges, and cut out again what is not good enough (worst first): %s",
             where,
             listed([name for _, name in halos]),
+        )
+
+
+def _say_relief(
+    where: str, recipe: Recipe, sources: Sequence[Source], beside: Collection[str]
+) -> None:
+    """Say where depth beside foregrounds is of no use, or is missed."""
+    if beside and not recipe.has_relief:
+        names = listed([printable(f"{stem}.depth.png") for stem in sorted(beside)])
+        _log.info("%s: ignored (depth of objects, for relief photo alone): %s", where, names)
+    elif recipe.has_relief and not any(source.relief for source in sources):
+        _log.warning(
+            "%s: relief is photo, and no foreground has NAME.depth.png beside it, so that all of "
+            "them are boards",
+            where,
         )
 
 
@@ -285,6 +321,7 @@ class _Maker:
         unmended: the sha256 of cut-outs whose edges stay as they are.
         beside: companions of files, by the file's name without extension.
         wanted: names of files that are pictures, whatever they are called.
+        heights: true heights of what is in files, in m, 0 = unknown.
     """
 
     def __init__(
@@ -297,10 +334,11 @@ class _Maker:
         unmended: Collection[str],
         beside: Mapping[str, Mapping[Companion, Path]],
         wanted: Collection[str],
+        heights: Mapping[str, float],
     ) -> None:
         self._root, self._kind, self._recipe = folder.resolve(), kind, recipe
         self._known, self._before, self._beside = known, before, beside
-        self._unmended, self._wanted = unmended, wanted
+        self._unmended, self._wanted, self._heights = unmended, wanted, heights
         self.notes: list[tuple[str, str]] = []
 
     def source(self, file: SourceFile, alone: bool) -> Source:
@@ -318,26 +356,16 @@ class _Maker:
         name = printable(file.file)
         old = self._known.get(name_key(name))
         beside = self._beside.get(str(PurePosixPath(file.file).with_suffix("")), {})
-        if old and old.entry.sha256 == file.sha256 and not beside:
+        if old and old.entry.sha256 == file.sha256 and not beside and not old.relief:
             measured = old.backdrop is not None and old.backdrop.depth_by == "measured"
             return replace(old, backdrop=None) if measured else old
         decoded = decode(file.path, self._kind, alone=alone, as_before=file.sha256 in self._before)
         source_width, source_height = decoded.image.size
         levels: tuple[bytes, ...] = ()
+        relief: tuple[bytes, ...] = ()
         given, halo = Given(), 0.0
         if self._kind == "foreground":
-            whole, size = _trimmed(decoded.image), self._recipe.largest_side
-            if box := _box_without_specks(whole):
-                # Pairs are what they were in version 0.1.0, to which a speck was the object's end.
-                whole = whole.crop(box) if self._recipe.has_ladder else whole
-                self.notes.append((name, _SPECKS[self._recipe.has_ladder]))
-            if self._recipe.has_ladder and file.sha256 not in self._unmended:
-                whole, halo = decontaminated(whole)
-            prepared, scale = _foreground(whole, size)
-            if scale > _ENLARGED:
-                self.notes.append((name, f"enlarged more than {_ENLARGED}x, to {size} px"))
-            if self._recipe.has_ladder:
-                levels = _levels(whole, prepared, self._recipe.turns_deg)
+            prepared, levels, relief, halo = self._sizes(file, name, decoded.image, beside)
         else:
             prepared = _background(decoded.image, self._recipe)
             given = self._given(beside, decoded.image.size)
@@ -352,20 +380,73 @@ class _Maker:
             source_height=source_height,
             intake=decoded.intake,
             halo=halo,
+            has_relief=bool(relief),
         )
-        made = Source(entry, _png(prepared), levels, given)
+        made = Source(entry, _png(prepared), levels, relief, given)
         if self._kind == "foreground" and self._recipe.has_ladder:
             entry = replace(entry, prepared_sha256=made.sizes_sha256)
         return replace(made, entry=entry)
 
-    @staticmethod
-    def _refuse_orphan(name: str) -> None:
-        if found := companion_of(name):
+    def _sizes(
+        self, file: SourceFile, name: str, image: Image.Image, beside: Mapping[Companion, Path]
+    ) -> tuple[Image.Image, tuple[bytes, ...], tuple[bytes, ...], float]:
+        """Return a foreground at its largest size, its others, the relief of all, and its halo."""
+        recipe = self._recipe
+        try:
+            box = _box_of(image)
+        except BadImageError:
+            self._refuse_orphan(file.path.name)
+            raise
+        if inner := _box_without_specks(image.crop(box)):
+            self.notes.append((name, _SPECKS[recipe.has_ladder]))
+            # Pairs are what they were in version 0.1.0, to which a speck was the object's end.
+            if recipe.has_ladder:
+                left, top = box[:2]
+                box = left + inner[0], top + inner[1], left + inner[2], top + inner[3]
+        whole, halo = image.crop(box), 0.0
+        if recipe.has_ladder and file.sha256 not in self._unmended:
+            whole, halo = decontaminated(whole)
+        prepared, scale = _foreground(whole, recipe.largest_side)
+        if scale > _ENLARGED:
+            note = f"enlarged more than {_ENLARGED}x, to {recipe.largest_side} px"
+            self.notes.append((name, note))
+        if not recipe.has_ladder:
+            return prepared, (), (), halo
+        relief = None
+        if recipe.has_relief and "depth" in beside:
+            with self._reading(beside["depth"]) as path:
+                depth, focal_px = read_object_depth(path, image.size)
+                left, top, right, bottom = box
+                relief = Relief.of(
+                    np.asarray(whole)[..., 3],
+                    depth[top:bottom, left:right],
+                    focal_px,
+                    self._heights.get(file.file, 0.0),
+                )
+        return prepared, *_levels(whole, prepared, recipe.turns_deg, relief), halo
+
+    def _refuse_orphan(self, name: str) -> None:
+        if found := companion_of(name, self._kind):
             picture, what = found
             raise BadImageError(
-                f"is named as the {what} of a background {printable(picture)}, which is not there; "
-                "rename one of them"
+                f"is named as the {what} of a {self._kind} {printable(picture)}, which is not "
+                "there; rename one of them"
             )
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[Path]:
+        """Name a companion in what is wrong with it.
+
+        Raises:
+            BadImageError: from within the block too.
+        """
+        name = printable(path.name)
+        if reason := unread(path, self._root):
+            raise BadImageError(f"cannot be used: {name} {reason}")
+        try:
+            yield path
+        except BadImageError as error:
+            raise BadImageError(f"has {name} beside it, which {error}") from None
 
     def _given(self, beside: Mapping[Companion, Path], shape: tuple[int, int]) -> Given:
         """Read what lies beside a background, if the set has a use for it."""
@@ -373,31 +454,26 @@ class _Maker:
             return Given()
         given: dict[str, Any] = {}
         for what, path in beside.items():
-            name = printable(path.name)
-            if reason := unread(path, self._root):
-                raise BadImageError(f"cannot be used: {name} {reason}")
             read = read_depth if what == "depth" else read_ground
-            try:
+            with self._reading(path):
                 given[what] = read(path, shape, self._recipe)
-            except BadImageError as error:
-                raise BadImageError(f"has {name} beside it, which {error}") from None
         return Given(**given)
 
 
 def _without_companions(
     files: tuple[SourceFile, ...], wanted: Collection[str], kind: Kind
 ) -> tuple[tuple[SourceFile, ...], dict[str, dict[Companion, Path]]]:
-    """Take the depth and ground of backgrounds out of a folder's files.
+    """Take what lies beside pictures, their depth and ground, out of a folder's files.
 
     Returns:
         The pictures; and by the name of a picture without extension what lies beside it.
     """
-    if kind == "foreground":
-        return files, {}
-    stems = {str(PurePosixPath(f.file).with_suffix("")) for f in files if not companion_of(f.file)}
+    stems = {
+        str(PurePosixPath(f.file).with_suffix("")) for f in files if not companion_of(f.file, kind)
+    }
     pictures, beside = [], defaultdict[str, dict[Companion, Path]](dict)
     for file in files:
-        found = companion_of(file.file)
+        found = companion_of(file.file, kind)
         if found and found[0] in stems and file.file not in wanted:
             beside[found[0]][found[1]] = file.path
         else:
@@ -419,33 +495,50 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _levels(
-    whole: Image.Image, largest: Image.Image, turns_deg: Sequence[float]
-) -> tuple[bytes, ...]:
+    whole: Image.Image,
+    largest: Image.Image,
+    turns_deg: Sequence[float],
+    relief: Relief | None,
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """Return all sizes of a trimmed cut-out but the largest, at each angle as far as it is solid.
 
     Args:
         whole: as large as its file.
         largest: it at its largest size.
+        relief: of `whole`; None where it has none.
+
+    Returns:
+        The sizes; and the relief of all of them and of the largest, none without `relief`.
     """
     turns: list[list[bytes]] = []
+    reliefs: list[list[bytes]] = []
     for turn in turns_deg:
-        turned, size = whole, largest.size
+        turned, size, own = whole, largest.size, relief
         if turn:
             # Weighed by alpha, or the colour of transparent pixels would bleed in.
             turned = whole.convert("RGBa").rotate(turn, Resampling.BICUBIC, expand=True)
-            turned = _trimmed(turned.convert("RGBA"))
+            turned = turned.convert("RGBA")
+            box = _box_of(turned)
+            turned = turned.crop(box)
+            own = relief and relief.turned(turn, box)
             scale = max(largest.size) / max(whole.size)
             size = max(1, round(turned.width * scale)), max(1, round(turned.height * scale))
         steps = (_sized(turned, level_size(*size, step)) for step in range(N_LEVELS))
-        turns.append([_png(step) for step in takewhile(_is_solid, steps)])
+        solid = list(takewhile(_is_solid, steps))
+        turns.append([_png(step) for step in solid])
+        if own:
+            reliefs.append([own.at(step, _filter(turned.size, step.size)) for step in solid])
     n_steps = min(map(len, turns))
     if not n_steps:
         raise BadImageError("has no pixel that is at least half opaque when it is turned")
-    return tuple(png for turn in turns for png in turn[:n_steps])[1:]
+    levels, of_relief = (
+        tuple(png for turn in some for png in turn[:n_steps]) for some in (turns, reliefs)
+    )
+    return levels[1:], of_relief
 
 
-def _trimmed(image: Image.Image) -> Image.Image:
-    """Return a cut-out without the empty rows and columns around it."""
+def _box_of(image: Image.Image) -> tuple[int, int, int, int]:
+    """Return the box of a cut-out without the empty rows and columns around it."""
     if image.mode != "RGBA":
         raise BadImageError(f"has no alpha channel; {_NEEDS_ALPHA}")
     alpha = image.getchannel("A")
@@ -454,7 +547,9 @@ def _trimmed(image: Image.Image) -> Image.Image:
         raise BadImageError(f"is wholly opaque; {_NEEDS_ALPHA}")
     if highest == 0:
         raise BadImageError(f"is wholly transparent; {_NEEDS_ALPHA}")
-    return image.crop(alpha.getbbox())
+    box = alpha.getbbox()
+    assert box is not None
+    return box
 
 
 def _box_without_specks(image: Image.Image) -> tuple[int, int, int, int] | None:
@@ -479,13 +574,16 @@ def _foreground(image: Image.Image, longer_side: int) -> tuple[Image.Image, floa
 
 def _sized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Return a trimmed cut-out at a size, colour 0 where it is transparent."""
-    # Neither filter overshoots: Lanczos and bicubic leave a halo of faint alpha around the
-    # object. Pillow weighs colours of RGBA by alpha while it resizes, so nothing bleeds in.
-    shrinks = max(size) < max(image.size)
-    image = image.resize(size, Resampling.HAMMING if shrinks else Resampling.BILINEAR)
-    pixels = np.array(image)
+    # Pillow weighs colours of RGBA by alpha while it resizes, so nothing bleeds in.
+    pixels = np.array(image.resize(size, _filter(image.size, size)))
     pixels[pixels[..., 3] == 0] = 0
     return Image.fromarray(pixels)
+
+
+def _filter(size: tuple[int, int], wanted: tuple[int, int]) -> Resampling:
+    """Return what makes one size of another."""
+    # Neither overshoots: Lanczos and bicubic leave a halo of faint alpha around the object.
+    return Resampling.HAMMING if max(wanted) < max(size) else Resampling.BILINEAR
 
 
 def _is_solid(image: Image.Image) -> bool:
@@ -526,6 +624,10 @@ class SourceBank:
     def level(self, foreground: int, level: int) -> Pixels:
         """Return a foreground at a level of its ladder, (h, w, 4) uint8."""
         return self._foregrounds[foreground].pixels(level)
+
+    def relief(self, foreground: int, level: int) -> StoredRelief | None:
+        """Return the relief of a foreground at a level, (h, w) uint16; None where it has none."""
+        return self._foregrounds[foreground].relief_at(level)
 
     def n_levels(self, foreground: int) -> int:
         """Return how many sizes a foreground has."""

@@ -31,6 +31,7 @@ def write_sources(path: Place, kind: Kind, recipe: Recipe, sources: Iterable[Sou
             "image": {"bytes": source.png, "path": None},
             **asdict(source.entry),
             "levels": [{"bytes": png, "path": None} for png in source.levels],
+            "relief": [{"bytes": png, "path": None} for png in source.relief],
             **(source.backdrop.row() if source.backdrop else {}),
         }
         for source in sources
@@ -75,7 +76,7 @@ def stored_columns(path: Place, kind: Kind, recipe: Recipe) -> tuple[Column, ...
 
 
 def _source(row: dict[str, Any], where: str) -> Source:
-    known = {"image", "levels", *_BACKDROP_FIELDS}
+    known = {"image", "levels", "relief", *_BACKDROP_FIELDS}
     entry = read(SourceEntry, {name: row[name] for name in row if name not in known}, where)
     return prepared_source(row, entry)
 
@@ -88,12 +89,25 @@ def prepared_source(row: dict[str, Any], entry: SourceEntry) -> Source:
             the entry names.
         ValueError: they are something else.
     """
-    levels = tuple(level["bytes"] for level in row.get("levels") or ())
-    source = _checked(Source(entry, row["image"]["bytes"], levels))
+    levels, relief = (
+        tuple(picture["bytes"] for picture in row.get(name) or ()) for name in ("levels", "relief")
+    )
+    source = _checked(Source(entry, row["image"]["bytes"], levels, relief))
     for level in levels:
         width, height, bits = struct.unpack_from(">16xIIB", level)
         if max(width, height) > _TURNED * max(entry.width, entry.height) or bits != 8:
             raise Unreadable(f"holds a size of {entry.id} that is none of its smaller ones")
+    if len(relief) != (1 + len(levels) if entry.has_relief else 0):
+        raise Unreadable(
+            f"holds not as much relief of {entry.id} as sizes, or some that is not due"
+        )
+    for picture, png in zip((source.png, *levels), relief, strict=False):
+        if struct.unpack_from(">12x4sIIBB", png) != (
+            *struct.unpack_from(">12x4sII", picture),
+            16,
+            0,
+        ):
+            raise Unreadable(f"holds relief of {entry.id} of another size than its picture")
     if "depth_by" in row:
         source = replace(source, backdrop=Backdrop.from_row(row, entry.width))
         assert source.backdrop is not None

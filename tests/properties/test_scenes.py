@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.ladder import N_LEVELS, ladder, level_size, nearest_level, power_of_two
-from builder.record.board import Tilt, board, depth_before, depth_under
+from builder.record.board import (
+    Tilt,
+    board,
+    depth_before,
+    depth_under,
+    object_depth,
+    relief_of,
+)
 from builder.record.compose import Hides, compose
 from builder.record.composition import cut_out
 from builder.record.scene import (
@@ -135,6 +142,62 @@ def test_what_floats_is_before_nearly_all_behind_it() -> None:
     assert (depth[10:30, 10:30] > found).mean() > 0.9
     inverse = depth_before(depth, form, -5, -5, inverse=True)
     assert (depth[:15, :15] < inverse).mean() > 0.9
+
+
+# -- relief
+
+
+@given(
+    st.floats(-25, 40),
+    st.integers(300, 9000),
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+    st.floats(10, 150),
+    st.booleans(),
+    st.booleans(),
+)
+def test_relief_multiplies_a_board_as_floats_do(
+    pitch_deg: float,
+    depth: int,
+    height: int,
+    seed: int,
+    fov_deg: float,
+    inverse: bool,
+    stands: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    width = int(rng.integers(1, 40))
+    stored = rng.integers(0, 65_536, (height, width)).astype(np.uint16)
+    focal = SIZE / 2 / math.tan(math.radians(fov_deg) / 2)
+    relief = relief_of(stored, height, round(focal * 65_536))
+    left, top = int(rng.integers(-20, SIZE)), int(rng.integers(-20, SIZE))
+    foot = min(max(left, 0), SIZE - 1), min(max(top + height - 1, 0), SIZE - 1)
+    one = Placed(0, False, 0, left, top, foot, "ground" if stands else "free", depth, 0)
+    x0, y0 = max(0, left), max(0, top)
+    box = x0, y0, min(SIZE, left + width) - x0, min(SIZE, top + height) - y0
+    if min(box[2:]) < 1:
+        return
+    tilt = Tilt.of(camera(pitch_deg, 1.5, SIZE)[0], SIZE, 3 * SIZE * SIZE)
+    found = np.asarray(object_depth(tilt, one, box, relief, inverse=inverse))
+    flat = np.broadcast_to(object_depth(tilt, one, box, None, inverse=inverse), found.shape)
+    part = stored[y0 - top : y0 - top + box[3], x0 - left : x0 - left + box[2]]
+    beyond = (part.astype(float) - 32_768) / 4096
+    factor = np.maximum(1 + beyond * height / focal, 1 / 16)
+    exact = np.clip(flat / factor if inverse else flat * factor, 1, 65_535)
+    assert np.allclose(found, exact, rtol=2e-4, atol=0.51)
+    assert (found > 0).all()
+
+
+def test_no_relief_and_unknown_depth_are_as_they_were() -> None:
+    level = np.full((5, 4), 32_768, np.uint16)
+    relief = relief_of(level, 5, 60 << 16)
+    assert (relief == 65_536).all()
+    one = Placed(0, False, 0, 3, 4, (5, 8), "ground", 0, 0)
+    assert object_depth(None, one, (3, 4, 4, 5), relief, inverse=False) == 0
+    for depth in (1, 1234, 65_535):
+        known = Placed(0, False, 0, 3, 4, (5, 8), "free", depth, 0)
+        for inverse in (False, True):
+            assert (object_depth(None, known, (3, 4, 4, 5), relief, inverse=inverse) == depth).all()
 
 
 # -- scenes

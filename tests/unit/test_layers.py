@@ -41,6 +41,7 @@ ROOMS = (
     "sources.ground",
     "sources.backdrop",
     "sources.companions",
+    "sources.relief",
     "sources.prepare",
     "sources.licenses",
     "sources.stored",

@@ -13,6 +13,7 @@ from builder.schema import (
     FOREGROUND_COLUMNS,
     IMAGE_COLUMNS,
     LADDER_COLUMNS,
+    RELIEF_COLUMNS,
     SOURCE_COLUMNS,
     features,
     record_columns,
@@ -48,7 +49,7 @@ def test_image_columns_are_the_pictures_of_a_record() -> None:
 
 
 def test_source_columns_are_the_image_and_every_field_of_a_source_entry() -> None:
-    tables = SOURCE_COLUMNS, FOREGROUND_COLUMNS, LADDER_COLUMNS, BACKDROP_COLUMNS
+    tables = SOURCE_COLUMNS, FOREGROUND_COLUMNS, LADDER_COLUMNS, RELIEF_COLUMNS, BACKDROP_COLUMNS
     named = {column.name for table in tables for column in table}
     assert {"image", *(f.name for f in checked_fields(SourceEntry))} <= named
     known = [f for f in checked_fields(SourceEntry) if f.name in {c.name for c in SOURCE_COLUMNS}]
