@@ -9,6 +9,7 @@ import click
 import cloup
 
 from builder.console import RESUME, Command, bar, say, show
+from builder.cutout.depth import FOV_DEG
 from builder.cutout.folder import CutoutReport, How, cut_folder
 from builder.errors import CutoutError
 from builder.sources import REPORT_FILE
@@ -35,6 +36,22 @@ from builder.sources import REPORT_FILE
     cloup.option("--overwrite", is_flag=True, help="replace cut-outs that are there already"),
     cloup.option("--skip-bad", is_flag=True, help="exit with 0 where photographs are refused"),
     cloup.option("--dry-run", is_flag=True, help="print what would be cut out; write nothing"),
+)
+@cloup.option_group(
+    "Depth",
+    cloup.option(
+        "--depth-model",
+        metavar="MODEL|FOLDER|demo",
+        help="a metric depth model that looks at each photograph; NAME.depth.png is its part",
+    ),
+    cloup.option(
+        "--fov-deg",
+        "--fov",
+        type=float,
+        default=FOV_DEG,
+        show_default=True,
+        help="field of view over the longer side, where EXIF says no focal length",
+    ),
 )
 @cloup.option_group(
     "How it runs",

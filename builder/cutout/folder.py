@@ -25,6 +25,7 @@ from PIL import Image
 
 from builder import __version__
 from builder.cutout.credits import Made, check_credits, write_credits
+from builder.cutout.depth import FOV_DEG, PhotographDepth, SeenDepth, tile_of, wanted_depth
 from builder.cutout.key import Cutout, NotCutError, cut_out
 from builder.cutout.report import Card, strip_of, thumbnail_of, write_report
 from builder.errors import BadSourcesError, CutoutError, FgbgError
@@ -48,7 +49,7 @@ How = Literal["auto", "key"]
 _NOTES = ".cutout"  # in OUT: a note on each photograph
 _MAX_NOTE_BYTES = 2**22
 _NOTE_KEYS = {"photograph", "sha256", "options", "tool", "made", "refused", "picture"}
-_MADE_KEYS = {"file", "sha256", "cut_at", "size", "figures", "strip"}
+_MADE_KEYS = {"file", "sha256", "cut_at", "size", "at", "figures", "strip"}
 # Of errors that another name would mend; any other, such as a full disk, ends the run.
 _OF_A_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _PHOTOGRAPHS_AT_ONCE = 4  # by default, so that memory does not grow with the cores
@@ -106,6 +107,8 @@ def cutout(
     skip_bad: bool = False,
     dry_run: bool = False,
     workers: int | None = None,
+    depth_model: str | None = None,
+    fov_deg: float = FOV_DEG,
     progress: Callable[[int], object] | None = None,
 ) -> CutoutReport:
     """Cut the objects out of photographs before one smooth colour, as studios take them.
@@ -126,9 +129,14 @@ def cutout(
         skip_bad: do not raise where photographs are refused.
         dry_run: write nothing.
         workers: photographs at once; None is one a core, four at most.
+        depth_model: Hub id or folder of a metric depth model, or `demo`, that looks at each
+            photograph once; what it sees in the box of a cut-out is written as NAME.depth.png.
+        fov_deg: field of view over the longer side of photographs whose EXIF does not say their
+            focal length, which NAME.depth.png says.
         progress: called with 1 after each photograph.
 
     Raises:
+        DepthModelError: there is no such depth model, or it is not metric.
         CutoutError: photographs were refused; all others are made.
         BadSourcesError: the credits cannot be read.
         FgbgError: a folder is missing, or one lies in the other.
@@ -141,6 +149,8 @@ def cutout(
         overwrite=overwrite,
         dry_run=dry_run,
         workers=workers,
+        depth_model=depth_model,
+        fov_deg=fov_deg,
         progress=progress,
     )
     if report.refused and not skip_bad:
@@ -157,6 +167,8 @@ def cut_folder(
     overwrite: bool,
     dry_run: bool,
     workers: int | None,
+    depth_model: str | None,
+    fov_deg: float,
     progress: Callable[[int], object] | None,
     began: Callable[[int], object] | None = None,
 ) -> CutoutReport:
@@ -173,9 +185,10 @@ def cut_folder(
     if wrong := [(f"{photos.name}/{name}", reason) for name, reason in credits.lost]:
         raise BadSourcesError(wrong, skippable=False)
     check_credits(out)
+    depth = wanted_depth(depth_model, fov_deg)
     if began:
         began(len(found.files))
-    folder = _Folder(photos, out, _Options(how, instances), overwrite, dry_run)
+    folder = _Folder(photos, out, _Options(how, instances), depth, overwrite, dry_run)
     outcomes = folder.outcomes(found.files, workers or min(_cores(), _PHOTOGRAPHS_AT_ONCE))
     cut: list[str] = []
     kept: list[str] = []
@@ -222,9 +235,16 @@ class _Folder:
     """Cuts the photographs of one folder out, each alone."""
 
     def __init__(
-        self, photos: Path, out: Path, options: _Options, overwrite: bool, dry_run: bool
+        self,
+        photos: Path,
+        out: Path,
+        options: _Options,
+        depth: PhotographDepth | None,
+        overwrite: bool,
+        dry_run: bool,
     ) -> None:
         self._root, self._out, self._options = photos.resolve(), out, options
+        self._depth = depth
         self._overwrite, self._dry_run = overwrite, dry_run
         self._sharing: dict[str, list[str]] = {}
 
@@ -264,7 +284,13 @@ class _Folder:
         if note is not None:
             same = note["sha256"] == file.sha256 and note["options"] == asdict(self._options)
             if same and note["made"] and self._is_kept(note):
-                return _Outcome(note, is_new=False)
+                if self._depth is None or self._has_depth(note):
+                    if note["refused"]:  # it was other depth that could not be written
+                        note["refused"] = ""
+                        self._write_note(file, note)
+                    return _Outcome(note, is_new=False)
+                return self._deepened(file, note, alone)
+        before = note["made"] if note else []
         note = {
             "photograph": printable(file.file),
             "sha256": file.sha256,
@@ -276,15 +302,57 @@ class _Folder:
         }
         try:
             note["made"] = self._made(file, note, alone)
+            if self._depth is None:
+                self._remove_depth(before)
         except LargeImageError:
             raise
         except (BadImageError, NotCutError) as error:
             note["refused"] = str(error)
+        self._write_note(file, note)
+        return _Outcome(note, is_new=True)
+
+    def _write_note(self, file: SourceFile, note: Mapping[str, Any]) -> None:
         if not self._dry_run:
             path = self._note_path(file)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(note))
-        return _Outcome(note, is_new=True)
+
+    def _has_depth(self, note: Mapping[str, Any]) -> bool:
+        """Whether the depth that is asked for is there, as it was unless --overwrite."""
+        assert self._depth is not None
+        return all(
+            (depth := one.get("depth"))
+            and depth["options"] == self._depth.options
+            and (path := self._out / depth["file"]).is_file()
+            and not (self._overwrite and sha256_file(path) != depth["sha256"])
+            for one in note["made"]
+        )
+
+    def _deepened(self, file: SourceFile, note: dict[str, Any], alone: bool) -> _Outcome:
+        """Add depth to cut-outs that are there, which stay as they are."""
+        assert self._depth is not None
+        note = {**note, "refused": ""}
+        try:
+            photograph = self._photograph(file, alone)
+            seen = self._depth.of(photograph, file.path)
+            note["made"] = [
+                {**one, "depth": self._depth_written(one["file"], (*one["at"], *one["size"]), seen)}
+                for one in note["made"]
+            ]
+        except LargeImageError:
+            raise
+        except (BadImageError, NotCutError) as error:
+            note["refused"] = str(error)
+        self._write_note(file, note)
+        return _Outcome(note, is_new=False)
+
+    def _remove_depth(self, made: Sequence[Mapping[str, Any]]) -> None:
+        """Delete depth that was written for an earlier cut-out, for it does not fit this one."""
+        for depth in (one["depth"] for one in made if one.get("depth")):
+            path = self._out / depth["file"]
+            is_ours = path.is_file() and sha256_file(path) == depth["sha256"]
+            if is_ours and not self._dry_run:
+                path.unlink()
 
     def _is_kept(self, note: Mapping[str, Any]) -> bool:
         """Whether all that was made of a photograph is there, as it was unless --overwrite."""
@@ -315,11 +383,7 @@ class _Folder:
                 f"would be the same cut-out, {printable(target)}, as {', '.join(others[:3])}; "
                 "rename one of them"
             )
-        photograph = decode(file.path, "background", alone=alone).image
-        if photograph.mode == "RGBA":
-            if photograph.getchannel("A").getextrema() != (255, 255):
-                raise NotCutError(_IS_CUT_OUT)
-            photograph = photograph.convert("RGB")
+        photograph = self._photograph(file, alone)
         note["picture"] = _base64(thumbnail_of(photograph))
         found = cut_out(
             photograph, instances=self._options.instances, asked=self._options.how == "key"
@@ -328,9 +392,38 @@ class _Folder:
         names = [target] if not self._options.instances else [
             f"{stem}-{number}.png" for number in range(1, len(found) + 1)
         ]  # fmt: skip
-        return [
+        made = [
             self._written(photograph, name, one) for name, one in zip(names, found, strict=True)
         ]
+        if self._depth is not None:
+            seen = self._depth.of(photograph, file.path)
+            for one in made:
+                box = (*one["at"], *one["size"])
+                one["depth"] = self._depth_written(one["file"], box, seen)
+        return made
+
+    def _photograph(self, file: SourceFile, alone: bool) -> Image.Image:
+        photograph = decode(file.path, "background", alone=alone).image
+        if photograph.mode == "RGBA":
+            if photograph.getchannel("A").getextrema() != (255, 255):
+                raise NotCutError(_IS_CUT_OUT)
+            photograph = photograph.convert("RGB")
+        return photograph
+
+    def _depth_written(
+        self, name: str, box: tuple[int, int, int, int], seen: SeenDepth
+    ) -> dict[str, Any]:
+        """Write the depth in a cut-out's box, unless it is there; return what is noted of it.
+
+        Raises:
+            NotCutError: another file is there.
+        """
+        assert self._depth is not None
+        depth, name = seen.part(*box), f"{name.removesuffix('.png')}.depth.png"
+        content = seen.png(depth)
+        digest = self._kept_file(name, content)
+        picture, options = _base64(tile_of(depth)), self._depth.options
+        return {"file": name, "sha256": digest, "options": options, "picture": picture}
 
     def _written(self, photograph: Image.Image, name: str, cutout: Cutout) -> dict[str, Any]:
         """Write a cut-out, unless it is there; return what is noted of it.
@@ -340,7 +433,24 @@ class _Folder:
         """
         buffer = io.BytesIO()
         Image.fromarray(cutout.pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
-        content = buffer.getvalue()
+        digest = self._kept_file(name, buffer.getvalue())
+        height, width = cutout.pixels.shape[:2]
+        return {
+            "file": name,
+            "sha256": digest,
+            "cut_at": cutout.cut_at,
+            "size": [width, height],
+            "at": [cutout.left, cutout.top],
+            "figures": asdict(cutout.figures),
+            "strip": _base64(strip_of(photograph, cutout)),
+        }
+
+    def _kept_file(self, name: str, content: bytes) -> str:
+        """Write a file unless it is there; return its sha256.
+
+        Raises:
+            NotCutError: another file is there, or its name cannot be.
+        """
         digest = hashlib.sha256(content).hexdigest()
         try:
             self._put(name, content, digest)
@@ -351,15 +461,7 @@ class _Folder:
                 f"is not cut out: {printable(name)} cannot be written ({error.strerror}); rename "
                 "the photograph, or move away what is in the way"
             ) from None
-        height, width = cutout.pixels.shape[:2]
-        return {
-            "file": name,
-            "sha256": digest,
-            "cut_at": cutout.cut_at,
-            "size": [width, height],
-            "figures": asdict(cutout.figures),
-            "strip": _base64(strip_of(photograph, cutout)),
-        }
+        return digest
 
     def _put(self, name: str, content: bytes, digest: str) -> None:
         path = self._out / name
@@ -409,6 +511,7 @@ class _Folder:
                         size=tuple(one["size"]),
                         cut_at=one["cut_at"],
                         figures=one["figures"],
+                        depth=(one.get("depth") or {}).get("picture", ""),
                     )
 
 

@@ -38,7 +38,8 @@ _SHARES = ("soft", "filled", "alike", "shadow")
 class Card(NamedTuple):
     """What the report shows of a cut-out, or of a photograph that was refused.
 
-    `picture` is a JPEG in base64: three tiles of a cut-out, or the photograph.
+    `picture` is a JPEG in base64: three tiles of a cut-out, or the photograph; `depth` one of its
+    depth, if there is any.
     """
 
     photograph: str
@@ -48,6 +49,7 @@ class Card(NamedTuple):
     size: tuple[int, ...] = ()
     cut_at: str = ""
     figures: Mapping[str, Any] = {}
+    depth: str = ""
 
 
 def thumbnail_of(photograph: Image.Image) -> bytes:
@@ -139,11 +141,16 @@ def _made(card: Card) -> str:
     if card.cut_at:
         rows += f'<div class="look"><dt>cut off at</dt><dd>{html.escape(card.cut_at)}</dd></div>'
     text = html.escape(f"{card.photograph}: outline, on black, on white")
+    depth = ""
+    if card.depth:
+        seen = html.escape(f"{card.file}: depth, near bright")
+        depth = f'<img loading="lazy" src="data:image/jpeg;base64,{card.depth}" alt="{seen}">'
     size = " x ".join(map(str, card.size))
     return (
         f"<article{' class=doubtful' if doubts or card.cut_at else ''}>"
         f'<img loading="lazy" src="data:image/jpeg;base64,{card.picture}" alt="{text}">'
-        f"<h2>{html.escape(card.file)}</h2><p>{size} px, of {html.escape(card.photograph)}</p>"
+        f"{depth}<h2>{html.escape(card.file)}</h2>"
+        f"<p>{size} px, of {html.escape(card.photograph)}</p>"
         f"<dl>{rows}</dl></article>\n"
     )
 

@@ -8,7 +8,7 @@ from builder.sources.credits import (
     read_credits,
     uncredited,
 )
-from builder.sources.decode import Kind, LargeImageError, decode
+from builder.sources.decode import Kind, LargeImageError, decode, focal_length_35mm
 from builder.sources.ground import label_parts
 from builder.sources.licenses import check_license_id, conflicts, terms, unclear_weights
 from builder.sources.prepare import (
@@ -59,6 +59,7 @@ __all__ = [
     "decode",
     "demo_folders",
     "duplicates",
+    "focal_length_35mm",
     "label_parts",
     "license_counts",
     "name_key",

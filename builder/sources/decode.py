@@ -39,6 +39,9 @@ _MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 
+_EXIF, _FOCAL_35MM = 0x8769, 0xA405  # where EXIF says the focal length
+
+
 class LargeImageError(BadImageError):
     """Not bad yet: a picture that is to be decoded while no other is."""
 
@@ -69,6 +72,15 @@ def decode(path: Path, kind: Kind, *, alone: bool, as_before: bool = False) -> D
     """
     with opened(path) as (image, file, size_bytes):
         return _pixels(image, file, size_bytes, kind, alone, as_before)
+
+
+def focal_length_35mm(path: Path) -> float:
+    """Return the focal length in mm, as of 35 mm film, that EXIF says; 0 where it says none."""
+    try:
+        with opened(path) as (image, _, _):
+            return float(image.getexif().get_ifd(_EXIF).get(_FOCAL_35MM, 0))
+    except BadImageError:  # whatever else may stand there
+        return 0.0
 
 
 @contextmanager

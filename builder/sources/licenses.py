@@ -141,20 +141,25 @@ def weights_conflict(license: str, chosen: str | None) -> str | None:
 
     Unlike a source, weights bind a set by their terms of use alone; see above.
     """
-    asked, given = terms(license), terms(chosen) if chosen else None
-    if asked == _RESERVED:
+    asked, given = _terms_of_each(license), terms(chosen) if chosen else None
+    if _RESERVED in asked:
         return "all rights reserved: nobody may use them without permission"
-    if asked and asked.non_commercial and (given is None or not given.non_commercial):
-        return _COMMERCIAL
+    if any(one and one.non_commercial for one in asked):
+        return None if given and given.non_commercial else _COMMERCIAL
     return None
+
+
+def _terms_of_each(license: str) -> list[Terms | None]:
+    """Return the terms of each of several weights, such as `mit + cc-by-nc-4.0`."""
+    return [terms(name) for name in re.split(r"\s*[+,;]\s+|\s+and\s+", license)]
 
 
 def unclear_weights(entries: Iterable[SourceEntry]) -> list[str]:
     """Return the weights that cut-outs were made by whose terms are not known, each once."""
     found = set()
     for entry in entries:
-        asked = terms(entry.weights_license)
-        if entry.weights and (asked is None or asked == _UNKNOWN):
+        asked = _terms_of_each(entry.weights_license)
+        if entry.weights and (None in asked or _UNKNOWN in asked):
             found.add(f"{entry.weights} ({entry.weights_license or 'no license stated'})")
     return sorted(found)
 

@@ -23,9 +23,11 @@ from PIL import Image, ImageDraw
 from benchmarks.cutout import SWEEPS, measured, placed, studio
 from builder.cli import main
 from builder.cutout import cutout
+from builder.cutout.depth import SeenDepth, focal_length_px
 from builder.cutout.key import NotCutError, cut_out
 from builder.cutout.shapes import carried, grown, holes, opened, shrunk
 from builder.cutout.sweep import Sweep, fit_border, fit_outside
+from builder.depth import DepthEstimator, locate_model
 from builder.errors import BadSourcesError, CutoutError, FgbgError
 from builder.recipe import Recipe
 from builder.sources import demo_folders, prepare
@@ -376,6 +378,142 @@ def test_a_run_that_was_stopped_ends_in_the_same_files(tmp_path, lost):
     report = cutout(photos, out)
     assert len(report.cut) == 1
     assert files_in(out) == before
+
+
+# --- depth ------------------------------------------------------------------------------------
+
+
+def by_the_model(image: Image.Image):
+    """What the demo model says of a photograph, at its size, interpolated here."""
+    recipe, model = locate_model(Recipe(depth_model="demo"))
+    side = recipe.depth_input
+    small = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2)
+    depth = DepthEstimator(model, recipe, batch_size=1)(np.array(small)[None])[0].astype(float)
+    rows, columns = (
+        np.clip((np.arange(n) + 0.5) * side / n - 0.5, 0, side - 1)
+        for n in (image.height, image.width)
+    )
+    y, x = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    down, right = (rows - y)[:, None], columns - x
+    below, beside = np.minimum(y + 1, side - 1), np.minimum(x + 1, side - 1)
+    upper = depth[y][:, x] * (1 - right) + depth[y][:, beside] * right
+    lower = depth[below][:, x] * (1 - right) + depth[below][:, beside] * right
+    return upper * (1 - down) + lower * down
+
+
+def box_of(photo: Image.Image) -> tuple[slice, slice]:
+    (one,) = cut_out(photo.convert("RGB"))
+    height, width = one.pixels.shape[:2]
+    return slice(one.top, one.top + height), slice(one.left, one.left + width)
+
+
+def test_depth_of_the_photograph_is_kept_in_the_box_of_the_cut_out(tmp_path, monkeypatch):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    wide = Image.fromarray(np.pad(np.asarray(photograph(1, side=400).image.convert("RGB")),
+                                  ((0, 0), (80, 80), (0, 0)), "edge"))  # fmt: skip
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769)[0xA405] = 50
+    wide.save(photos / "said.png", exif=exif)
+    wide.save(photos / "plain.png")
+    monkeypatch.setattr("builder.cutout.depth._STRIP_PX", 5000)
+    cutout(photos, out, depth_model="demo", fov_deg=90)
+    due, box = by_the_model(wide), box_of(wide)
+    for name, focal in (("said", 50 / 43.27 * np.hypot(*wide.size)), ("plain", wide.width / 2)):
+        with Image.open(out / f"{name}.depth.png") as image:
+            assert image.mode.startswith("I")
+            assert float(image.text["focal_px"]) == pytest.approx(focal, abs=0.01)
+            assert image.text["depth_model"].startswith("demo ")
+            found = np.asarray(image).astype(float)
+        with Image.open(out / f"{name}.png") as image:
+            assert found.shape[::-1] == image.size
+        assert np.abs(found - due[box]).max() <= 1.5
+        assert np.ptp(found) > 50
+    assert "plain.depth.png: depth, near bright" in (out / "report.html").read_text()
+
+
+def test_depth_is_added_to_cut_outs_that_are_there_and_kept(tmp_path, monkeypatch):
+    photos, out = folder_of(tmp_path / "photos", 2), tmp_path / "out"
+    cutout(photos, out)
+    edited = Image.open(out / "boats/photo0.png").convert("RGBA")
+    edited.putpixel((0, 0), (1, 2, 3, 4))
+    edited.save(out / "boats/photo0.png")
+    before = {n: data for n, data in files_in(out).items() if n.endswith((".png", ".csv"))}
+    assert not cutout(photos, out, depth_model="demo", dry_run=True).refused
+    assert not [name for name in files_in(out) if name.endswith(".depth.png")]
+    report = cutout(photos, out, depth_model="demo")
+    after = files_in(out)
+    assert len(report.kept) == 2 and not report.cut
+    assert before.items() <= after.items()
+    assert {"boats/photo0.depth.png", "birds/photo1.depth.png"} < after.keys()
+    with monkeypatch.context() as patched:
+        patched.setattr("builder.cutout.depth.PhotographDepth.of", lambda *_: pytest.fail("again"))
+        cutout(photos, out, depth_model="demo")
+        cutout(photos, out)
+    assert files_in(out) == after
+    (out / "birds/photo1.depth.png").unlink()
+    (out / "boats/photo0.depth.png").write_bytes(b"by hand")
+    assert cutout(photos, out, depth_model="demo").kept
+    assert (out / "boats/photo0.depth.png").read_bytes() == b"by hand"
+    with pytest.raises(CutoutError, match=r"boats/photo0\.depth\.png is there already"):
+        cutout(photos, out, depth_model="demo", fov_deg=40)
+    fresh = cutout(photos, tmp_path / "fresh", depth_model="demo")
+    assert len(fresh.cut) == 2
+    (out / "boats/photo0.depth.png").unlink()
+    cutout(photos, out, depth_model="demo", overwrite=True)
+    assert files_in(out)["birds/photo1.depth.png"] == after["birds/photo1.depth.png"]
+
+
+def test_depth_of_an_earlier_photograph_does_not_stay_beside_a_new_cut_out(tmp_path):
+    photos, out = folder_of(tmp_path / "photos", 2), tmp_path / "out"
+    cutout(photos, out, depth_model="demo")
+    (out / "birds/photo1.depth.png").write_bytes(b"by hand")
+    photograph(7).image.save(photos / "boats/photo0.jpg")
+    photograph(8).image.save(photos / "birds/photo1.jpg")
+    cutout(photos, out, overwrite=True, dry_run=True)
+    assert (out / "boats/photo0.depth.png").exists()
+    cutout(photos, out, overwrite=True)
+    assert not (out / "boats/photo0.depth.png").exists()
+    assert (out / "birds/photo1.depth.png").read_bytes() == b"by hand"
+
+
+def test_what_sees_no_metric_depth_is_refused_before_anything_is_written(tmp_path):
+    photos, out, relative = folder_of(tmp_path / "photos", 1), tmp_path / "out", tmp_path / "dpt"
+    relative.mkdir()
+    (relative / "config.json").write_text('{"model_type": "dpt"}')
+    demo = demo_folders()[0].parent / "depth"
+    shutil.copy(demo / "model.safetensors", relative)
+    for name, words in (
+        (relative, "gives relative depth"),
+        ("measured", "nothing is measured"),
+        (tmp_path / "nothing", "is neither a folder"),
+    ):
+        result = fgbg("cutout", photos, out, "--depth-model", name)
+        assert result.exit_code == 2
+        assert words in result.output
+    assert (
+        "must be 1 to 170"
+        in fgbg("cutout", photos, out, "--depth-model", "demo", "--fov", 0).output
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("value", [0, 65535, "fifty", (50, 0)])
+def test_a_focal_length_that_no_camera_has_is_not_believed(tmp_path, value):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = value
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
+    found = focal_length_px(tmp_path / "a.jpg", (40, 30), 60)
+    assert found == pytest.approx(20 / np.tan(np.radians(30)))
+
+
+def test_unknown_depth_is_not_mixed_into_what_is_known():
+    depth = np.full((8, 8), 2000, np.uint16)
+    depth[:, 4:] = 0
+    found = SeenDepth(depth, (80, 80), 1.0, "x").part(3, 5, 70, 60)
+    assert set(np.unique(found)) == {0, 2000}
+    assert (found[:, :36] == 2000).all() and (found[:, 38:] == 0).all()
 
 
 def test_a_picture_made_by_hand_is_never_overwritten(tmp_path):

@@ -68,6 +68,7 @@ ROOMS = (
     "cutout.sweep",
     "cutout.key",
     "cutout.credits",
+    "cutout.depth",
     "cutout.report",
     "cutout.folder",
     "cutout.command",

@@ -106,6 +106,9 @@ def test_what_a_source_allows(source: str, allowed: set[str | None]) -> None:
         ("cc-by-nc-4.0", {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}),
         ("cc-by-nc-nd-4.0", {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}),
         ("bria-rmbg-1.4", {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}),
+        ("mit + cc-by-nc-4.0", {"cc-by-nc-4.0", "cc-by-nc-sa-4.0"}),
+        ("mit + apache-2.0", set(CHOICES)),
+        ("apache-2.0, all rights reserved", set()),
         ("All rights reserved", set()),
     ],
 )
@@ -122,8 +125,9 @@ def test_weights_of_unclear_terms_are_named_once_each() -> None:
     given = [("a/b", "mit"), ("a/c", "openrail"), ("a/c", "openrail"), ("a/d", ""), ("", "")]
     entries = [entry("x", "", weights=name, weights_license=text) for name, text in given]
     assert unclear_weights(entries) == ["a/c (openrail)", "a/d (no license stated)"]
-    unknown = entry("x", "", weights="a/e", weights_license="unknown")
-    assert unclear_weights([unknown]) == ["a/e (unknown)"]
+    for text in ("unknown", "mit + unknown", "openrail + mit"):
+        one = entry("x", "", weights="a/e", weights_license=text)
+        assert unclear_weights([one]) == [f"a/e ({text})"]
 
 
 def test_conflicts_are_grouped_by_reason() -> None:
