@@ -430,7 +430,7 @@ def test_depth_of_the_photograph_is_kept_in_the_box_of_the_cut_out(tmp_path, mon
             assert found.shape[::-1] == image.size
         assert np.abs(found - due[box]).max() <= 1.5
         assert np.ptp(found) > 50
-    assert "plain.depth.png: depth, near bright" in (out / "report.html").read_text()
+    assert "plain.png: depth, near bright" in (out / "report.html").read_text()
 
 
 def test_depth_is_added_to_cut_outs_that_are_there_and_kept(tmp_path, monkeypatch):
