@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from builder.cutout.key import NotCutError, cut_out
+from builder.cutout.key import cut_out
+from builder.cutout.objects import NotCutError
 from builder.sources import demo_folders
 from fgbg_dataset import cutout
 

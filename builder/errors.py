@@ -3,6 +3,7 @@
 FgbgError                 exit code 2: the input is wrong, nothing was done
 ├── BadSourcesError       image files or credits that cannot be used, all of them at once
 ├── CutoutError           photographs that no cut-out can be made of; the others are made
+├── CutoutModelError      the network for cut-outs cannot be loaded or used
 ├── RecipeError           a recipe field or recipe file that makes no sense
 ├── NewerVersionError     a file of a set that only a newer version of fgbg-dataset can read
 ├── RecipeMismatchError   OUT holds something made from another recipe
@@ -111,6 +112,10 @@ class CutoutError(FgbgError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.refused, self.out, self.n_made)
+
+
+class CutoutModelError(FgbgError):
+    """The network that is to cut photographs out cannot be loaded or used."""
 
 
 class RecipeError(FgbgError, ValueError):

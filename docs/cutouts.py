@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from benchmarks.cutout import Floats, Photograph, studio
-from builder.cutout.key import Cutout, NotCutError, cut_out
+from builder.cutout.key import cut_out
+from builder.cutout.objects import Cutout, NotCutError
 from builder.sources import demo_folders
 
 PICTURE = Path(__file__).with_name("cutouts.png")

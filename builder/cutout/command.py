@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import cloup
 
 from builder.console import RESUME, Command, bar, say, show
+from builder.cutout.cutter import Settings
 from builder.cutout.depth import FOV_DEG
-from builder.cutout.folder import CutoutReport, How, cut_folder
+from builder.cutout.folder import CutoutReport, cut_folder
+from builder.depth import DEVICES
 from builder.errors import CutoutError
 from builder.sources import REPORT_FILE
 
@@ -22,13 +25,33 @@ from builder.sources import REPORT_FILE
     "How to cut out",
     cloup.option(
         "--how",
-        type=click.Choice(get_args(How)),
+        metavar="auto|key|MODEL|FOLDER|rembg:NAME",
         default="auto",
         show_default=True,
-        help="key: by the background's colour; auto: only where the border is one smooth colour",
+        help="key: by the background's colour; auto: only where the border is one smooth colour; "
+        "or by a network: a Hub id, a Transformers folder, or one of rembg",
     ),
     cloup.option(
         "--instances", is_flag=True, help="where there are several objects, cut out each of them"
+    ),
+    cloup.option("--text", default="", help="what to cut out, for CLIPSeg and SAM 3"),
+    cloup.option("--label", default="", help="the class to cut out, for networks with classes"),
+    cloup.option(
+        "--matting",
+        metavar="MODEL|FOLDER",
+        default="",
+        help="a ViTMatte, which settles the edge that a network leaves",
+    ),
+    cloup.option("--revision", help="branch, tag or commit of MODEL on the Hub"),
+    cloup.option(
+        "--weights-license", help="the license of the network's weights, instead of its card's"
+    ),
+    cloup.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default="auto",
+        show_default=True,
+        help="where networks run",
     ),
 )
 @cloup.option_group(
@@ -77,9 +100,9 @@ def cutout_command(
 ) -> None:
     """Cut objects out of photographs.
 
-    PHOTOS holds photographs of one object each before a background of one colour, as in a studio;
-    the folder OUT gets a cut-out of each, their credits and a report to look at. Interrupted and
-    repeated, it makes only what is missing.
+    PHOTOS holds photographs of one object each: before a background of one colour, as in a studio,
+    or, with a network, anywhere. The folder OUT gets a cut-out of each, their credits and a report
+    to look at. Interrupted and repeated, it makes only what is missing.
     """
     ctx.meta[RESUME] = "Finished cut-outs are kept; the same command resumes."
     with bar("photographs", "cutout", quiet) as progress:
@@ -87,7 +110,8 @@ def cutout_command(
         def began(n_photographs: int) -> None:
             progress.reset(n_photographs)
 
-        report = cut_folder(photos, out, progress=progress.update, began=began, **values)
+        settings = Settings(**{field.name: values.pop(field.name) for field in fields(Settings)})
+        report = cut_folder(photos, out, settings, progress=progress.update, began=began, **values)
     if as_json or not quiet:
         show(report.to_json(), _lines(report), as_json)
     if report.refused:

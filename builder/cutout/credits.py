@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from builder.errors import BadSourcesError
 from builder.files import write_bytes
+from builder.pinned import credit_fault
 from builder.sources import CREDITS_FILE, Credit, credit_rows
 
 COLUMNS = (
@@ -21,7 +22,8 @@ COLUMNS = (
 class Made(NamedTuple):
     """A cut-out, its photograph's credit, the side it is cut off at and what made it.
 
-    `is_new`: it was made now, so that what is said of an earlier one no longer holds.
+    `is_new`: it was made now, so that what is said of an earlier one no longer holds. `label` is
+    the class that a network gives it, the category of one that has none.
     """
 
     file: str
@@ -29,6 +31,9 @@ class Made(NamedTuple):
     cut_at: str
     tool: str
     is_new: bool
+    weights: str = ""
+    weights_license: str = ""
+    label: str = ""
 
 
 def check_credits(out: Path) -> None:
@@ -80,6 +85,9 @@ def write_credits(out: Path, made: Sequence[Made]) -> None:
         row.update({name: text for name, text in stated.items() if text})
         if one.is_new or "tool" not in row:
             row["tool"], row["cut_at"] = one.tool, credit.cut_at or one.cut_at
+            row["weights"], row["weights_license"] = one.weights, one.weights_license
+            if not credit_fault(one.label):
+                row["category"] = row.get("category") or one.label
             row["stance"] = row.get("stance") or "ground"
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

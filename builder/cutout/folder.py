@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Any
 
 from PIL import Image
 
-from builder import __version__
 from builder.cutout.credits import Made, check_credits, write_credits
+from builder.cutout.cutter import Cutter, Settings, cutter, sharing_cores
 from builder.cutout.depth import FOV_DEG, PhotographDepth, SeenDepth, tile_of, wanted_depth
-from builder.cutout.key import Cutout, NotCutError, cut_out
+from builder.cutout.objects import Cutout, NotCutError
 from builder.cutout.report import Card, strip_of, thumbnail_of, write_report
+from builder.depth import Device
 from builder.errors import BadSourcesError, CutoutError, FgbgError
 from builder.files import create_bytes, read_text, sha256_file, sweep, write_bytes, write_text
 from builder.sources import (
@@ -44,8 +45,6 @@ from builder.sources import (
 )
 from builder.untrusted import parse_json, printable
 
-How = Literal["auto", "key"]
-
 _NOTES = ".cutout"  # in OUT: a note on each photograph
 _MAX_NOTE_BYTES = 2**22
 _NOTE_KEYS = {"photograph", "sha256", "options", "tool", "made", "refused", "picture"}
@@ -54,7 +53,6 @@ _MADE_KEYS = {"file", "sha256", "cut_at", "size", "at", "figures", "strip"}
 _OF_A_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _PHOTOGRAPHS_AT_ONCE = 4  # by default, so that memory does not grow with the cores
 _PNG_LEVEL = 1  # half the time of the default, for a few percent more bytes
-_TOOL = f"fgbg-dataset {__version__} key"
 _IS_CUT_OUT = (
     "is transparent in places, so it is a cut-out already; put it with the others in the folder "
     "that you build from"
@@ -82,14 +80,6 @@ class CutoutReport:
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What decides how a photograph is cut out."""
-
-    how: How
-    instances: bool
-
-
-@dataclass(frozen=True)
 class _Outcome:
     """What became of a photograph: its note, and whether it was made now."""
 
@@ -101,8 +91,14 @@ def cutout(
     photos: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    how: How = "auto",
+    how: str = "auto",
     instances: bool = False,
+    text: str = "",
+    label: str = "",
+    matting: str = "",
+    revision: str | None = None,
+    weights_license: str | None = None,
+    device: Device = "auto",
     overwrite: bool = False,
     skip_bad: bool = False,
     dry_run: bool = False,
@@ -111,7 +107,7 @@ def cutout(
     fov_deg: float = FOV_DEG,
     progress: Callable[[int], object] | None = None,
 ) -> CutoutReport:
-    """Cut the objects out of photographs before one smooth colour, as studios take them.
+    """Cut the objects out of photographs.
 
     OUT gets NAME.png for each photograph, in the same subfolders: straight alpha, trimmed; beside
     them credits.csv and report.html. What cannot be cut out well is refused with the reason, and
@@ -120,8 +116,16 @@ def cutout(
     Args:
         photos: the folder of photographs, searched with its subfolders.
         out: the folder of cut-outs.
-        how: `auto` refuses photographs whose border is not one smooth colour; `key` takes those
-            too of which half the border is.
+        how: by the colour of the background, where `auto` refuses photographs whose border is not
+            one smooth colour, and `key` takes those too of which half the border is; or by a
+            network: a Hub id, which is downloaded, the folder of a Transformers model, or
+            `rembg:NAME`.
+        text: what to cut out, for a network that reads (CLIPSeg, SAM 3).
+        label: the class to cut out, for a network that knows classes.
+        matting: a Hub id or folder of a ViTMatte, which settles the edges that a network leaves.
+        revision: the branch, tag or commit of a network on the Hub.
+        weights_license: what the credits say of the network's license, instead of its card.
+        device: where networks run.
         instances: make a cut-out of each object of a photograph, NAME-1.png and so on, the
             largest first, instead of refusing photographs of several.
         overwrite: make cut-outs again that differ from what would be made now; without it, no
@@ -139,13 +143,13 @@ def cutout(
         DepthModelError: there is no such depth model, or it is not metric.
         CutoutError: photographs were refused; all others are made.
         BadSourcesError: the credits cannot be read.
+        CutoutModelError: the network cannot be used.
         FgbgError: a folder is missing, or one lies in the other.
     """
     report = cut_folder(
         Path(photos),
         Path(out),
-        how=how,
-        instances=instances,
+        Settings(how, instances, text, label, matting, revision, weights_license, device),
         overwrite=overwrite,
         dry_run=dry_run,
         workers=workers,
@@ -161,9 +165,8 @@ def cutout(
 def cut_folder(
     photos: Path,
     out: Path,
+    settings: Settings,
     *,
-    how: How,
-    instances: bool,
     overwrite: bool,
     dry_run: bool,
     workers: int | None,
@@ -177,42 +180,51 @@ def cut_folder(
     Args:
         began: called with the number of photographs.
     """
-    if how not in get_args(How):
-        raise FgbgError(f"how must be one of {', '.join(get_args(How))}, not {how!r}.")
     _refuse_same_folder(photos, out)
     found = scan(photos)
     credits = read_credits(photos, found.credits, {file.file for file in found.files})
     if wrong := [(f"{photos.name}/{name}", reason) for name, reason in credits.lost]:
         raise BadSourcesError(wrong, skippable=False)
     check_credits(out)
+    cut_out = cutter(settings)
     depth = wanted_depth(depth_model, fov_deg)
     if began:
         began(len(found.files))
-    folder = _Folder(photos, out, _Options(how, instances), depth, overwrite, dry_run)
-    outcomes = folder.outcomes(found.files, workers or min(_cores(), _PHOTOGRAPHS_AT_ONCE))
+    folder = _Folder(photos, out, cut_out, depth, overwrite, dry_run)
+    workers = workers or min(_cores(), _PHOTOGRAPHS_AT_ONCE)
+    outcomes = folder.outcomes(found.files, workers)
     cut: list[str] = []
     kept: list[str] = []
     refused: list[tuple[str, str]] = []
     made: list[Made] = []
-    for file, outcome in zip(found.files, outcomes, strict=True):
-        if progress:
-            progress(1)
-        if reason := outcome.note["refused"]:
-            refused.append((printable(file.file), reason))
-            continue
-        names = [one["file"] for one in outcome.note["made"]]
-        (cut if outcome.is_new else kept).extend(names)
-        credit = credits.by_file.get(file.file, Credit())
-        made += [
-            Made(one["file"], credit, one["cut_at"], outcome.note["tool"], outcome.is_new)
-            for one in outcome.note["made"]
-        ]
+    with sharing_cores(workers, _cores()):
+        for file, outcome in zip(found.files, outcomes, strict=True):
+            if progress:
+                progress(1)
+            if reason := outcome.note["refused"]:
+                refused.append((printable(file.file), reason))
+                continue
+            names = [one["file"] for one in outcome.note["made"]]
+            (cut if outcome.is_new else kept).extend(names)
+            credit = credits.by_file.get(file.file, Credit())
+            made += [_made(one, credit, outcome) for one in outcome.note["made"]]
     if not dry_run:
         out.mkdir(parents=True, exist_ok=True)
         if made:
             write_credits(out, made)
         write_report(out / REPORT_FILE, folder.cards({name_key(name) for name, _ in refused}))
     return CutoutReport(str(out), tuple(cut), tuple(kept), tuple(refused), dry_run)
+
+
+def _made(one: Mapping[str, Any], credit: Credit, outcome: _Outcome) -> Made:
+    """Return what is credited of a cut-out in a note."""
+    note = outcome.note
+    # A photograph in a folder has its class from that.
+    label = "" if "/" in one["file"] else one.get("label", "")
+    weights, license = note.get("weights", ""), note.get("weights_license", "")
+    return Made(
+        one["file"], credit, one["cut_at"], note["tool"], outcome.is_new, weights, license, label
+    )
 
 
 def _cores() -> int:
@@ -238,12 +250,12 @@ class _Folder:
         self,
         photos: Path,
         out: Path,
-        options: _Options,
+        cut_out: Cutter,
         depth: PhotographDepth | None,
         overwrite: bool,
         dry_run: bool,
     ) -> None:
-        self._root, self._out, self._options = photos.resolve(), out, options
+        self._root, self._out, self._cut_out = photos.resolve(), out, cut_out
         self._depth = depth
         self._overwrite, self._dry_run = overwrite, dry_run
         self._sharing: dict[str, list[str]] = {}
@@ -282,7 +294,7 @@ class _Folder:
     def _outcome(self, file: SourceFile, alone: bool = False) -> _Outcome:
         note = self._note(file)
         if note is not None:
-            same = note["sha256"] == file.sha256 and note["options"] == asdict(self._options)
+            same = note["sha256"] == file.sha256 and note["options"] == self._cut_out.options
             if same and note["made"] and self._is_kept(note):
                 if self._depth is None or self._has_depth(note):
                     if note["refused"]:  # it was other depth that could not be written
@@ -294,8 +306,10 @@ class _Folder:
         note = {
             "photograph": printable(file.file),
             "sha256": file.sha256,
-            "options": asdict(self._options),
-            "tool": _TOOL,
+            "options": self._cut_out.options,
+            "tool": self._cut_out.tool,
+            "weights": self._cut_out.weights,
+            "weights_license": self._cut_out.license,
             "made": [],
             "refused": "",
             "picture": "",
@@ -385,11 +399,9 @@ class _Folder:
             )
         photograph = self._photograph(file, alone)
         note["picture"] = _base64(thumbnail_of(photograph))
-        found = cut_out(
-            photograph, instances=self._options.instances, asked=self._options.how == "key"
-        )
+        found = self._cut_out(photograph)
         stem = target.removesuffix(".png")
-        names = [target] if not self._options.instances else [
+        names = [target] if not self._cut_out.options["instances"] else [
             f"{stem}-{number}.png" for number in range(1, len(found) + 1)
         ]  # fmt: skip
         made = [
@@ -435,13 +447,16 @@ class _Folder:
         Image.fromarray(cutout.pixels).save(buffer, "PNG", compress_level=_PNG_LEVEL)
         digest = self._kept_file(name, buffer.getvalue())
         height, width = cutout.pixels.shape[:2]
+        figures = asdict(cutout.figures)
         return {
             "file": name,
             "sha256": digest,
             "cut_at": cutout.cut_at,
             "size": [width, height],
             "at": [cutout.left, cutout.top],
-            "figures": asdict(cutout.figures),
+            "edge": cutout.edge,
+            "label": cutout.label,
+            "figures": {key: value for key, value in figures.items() if value is not None},
             "strip": _base64(strip_of(photograph, cutout)),
         }
 
@@ -510,6 +525,7 @@ class _Folder:
                         file=one["file"],
                         size=tuple(one["size"]),
                         cut_at=one["cut_at"],
+                        edge=one.get("edge", ""),
                         figures=one["figures"],
                         depth=(one.get("depth") or {}).get("picture", ""),
                     )

@@ -8,13 +8,25 @@ has been averaged; the edge is made at full size, in the object's box alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from builder.cutout.objects import (
+    HOLE_PX,
+    Cutout,
+    NotCutError,
+    check_size,
+    cut_side,
+    edge_figures,
+    objects_of,
+    reduced,
+    subjects,
+    trimmed,
+)
 from builder.cutout.shapes import (
     Floats,
     Mask,
@@ -28,24 +40,17 @@ from builder.cutout.shapes import (
     touching,
 )
 from builder.cutout.sweep import Pixels, Sweep, fit_border, fit_outside
-from builder.pinned import CutAt
 
-_SMALL_PX = 512  # of the longer side, at least, where what is object is settled
 # Distances in RGB from which a pixel is surely the object's, or may be where it touches such: the
 # first number, and the second times the spread of the sweep's colours if that is more.
 _SURE, _MAYBE = (26.0, 12.0), (11.0, 5.0)
 # Of a hole that shows the sweep, at least this share differs from it as little as noise does.
-_HOLE_SHARE, _HOLE_PX = 0.4, 6
+_HOLE_SHARE = 0.4
 # A shadow is the sweep's colour, darker, and fades: by at most so much a px.
 _SHADOW_LIGHT, _SHADOW_OFF, _SHADOW_SLOPE = (0.4, 0.995), (8.0, 4.0), 3.6
 
 _MAD, _EXPLAINED, _BUT_ONE_SIDE = 6.0, 0.9, 0.7  # of the border, for a sweep to be taken for one
 _MAD_ASKED, _EXPLAINED_ASKED = 12.0, 0.5  # the same where a person says that there is one
-
-_SEVERAL = 0.2  # of the largest object's area, from which another one counts as a subject
-_KEPT, _NEAR = 0.02, 0.02  # what belongs to an object: by area, or by distance (of the longer side)
-_LEAST_SHARE, _LEAST_PX = 0.001, 24  # of the picture's area, and of the object's longer side
-_TOUCH = 0.01  # of a side of the photograph, from which an object is cut off there
 
 _INSIDE, _BEYOND = 3, 2  # px of the small picture: the band in which alpha is to be found
 _FROM, _TO = 0.04, 0.94  # noise beside the object is no part of it, and texture inside no glass
@@ -63,45 +68,10 @@ _GAP, _HAIR_ROUNDS = 12.0, 6
 _SPILL_PX, _COLOURED, _LEAST_SPILL, _MOST_SPILL = 8, 40.0, 4.0, 0.5
 _STRIP_PX = 2_500_000  # at full size, of which a dozen numbers each are held at once
 
-_MODELS = "isnet-general-use (Apache-2.0) or birefnet-general (MIT)"
-
-
-class NotCutError(Exception):
-    """Why no cut-out can be made; the text follows the name of the photograph."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What is said of a cut-out beside its picture.
-
-    `soft` is the share of its pixels that are partly transparent; `holes` how many holes it has,
-    `parts` how many parts; `filled` the share of it that looks like the sweep and was taken for the
-    object all the same, `alike` the share of its edge that does; `shadow` the area of the shadow
-    that was left out, as a share of the object's; `spill` how much of the sweep's colour, 0 to 255,
-    was taken out of what lies behind its edge; `edge_px` how many px its edge is wide.
-    """
-
-    soft: float
-    holes: int
-    parts: int
-    filled: float
-    alike: float
-    shadow: float
-    spill: float
-    edge_px: float
-
-
-class Cutout(NamedTuple):
-    """A cut-out, (h, w, 4) uint8 with straight alpha, and where it lies in the photograph.
-
-    `cut_at` is the side of the photograph that cuts it off, if one does.
-    """
-
-    pixels: Pixels
-    left: int
-    top: int
-    cut_at: CutAt
-    figures: Figures
+_MODELS = (
+    "--how Roboflow/rf-detr-seg-medium (Apache-2.0) or --how rembg:birefnet-general (MIT, after "
+    "`pip install fgbg-dataset[rembg]`)"
+)
 
 
 def cut_out(
@@ -118,16 +88,20 @@ def cut_out(
         NotCutError: the border is not one smooth colour, nothing is found before it, or several
             objects are, or what is found is too small, of the sweep's colour or cut off twice.
     """
-    if min(photograph.size) < _LEAST_PX:
-        raise NotCutError(f"is {photograph.width}x{photograph.height} px; too small to cut out")
-    scale = max(1, max(photograph.size) // _SMALL_PX)
-    small = np.asarray(photograph.reduce(scale) if scale > 1 else photograph).astype(np.float32)
+    picture, scale = reduced(photograph)
+    small = np.asarray(picture).astype(np.float32)
     sweep = fit_border(small)
     _check_border(sweep, asked)
     _, _, sure, maybe = _unlike(small, sweep)
     sweep = fit_outside(small, ~grown(_touched(sure, maybe), 4), sweep)
     shape, filled, shadow, distance = _before(small, sweep)
-    objects = _objects(shape, instances)
+    objects = objects_of(shape)
+    if not objects:
+        raise NotCutError(
+            "shows nothing before its background; photograph the object larger, or before "
+            "another colour"
+        )
+    subjects([int(np.count_nonzero(one)) for one in objects], instances)
     pale = distance < _ALIKE
     n_shadow = float(np.count_nonzero(shadow))
     found = []
@@ -165,7 +139,7 @@ def _check_border(sweep: Sweep, asked: bool) -> None:
         more = "" if asked else "try --how key if it is all the same, or "
         raise NotCutError(
             f"is not before one smooth colour ({whole:.0%} of its border is); {more}cut "
-            f"it out with a network, for example in rembg with {_MODELS}"
+            f"it out with a network, for example {_MODELS}"
         )
 
 
@@ -190,7 +164,7 @@ def _before(small: Floats, sweep: Sweep) -> _Seen:
         noise = float(np.median(even[outside])) if outside.any() else 0.0
         labels, areas = parts(inside)
         alike = np.bincount(labels.reshape(-1), (even < 2.2 * noise + 1).reshape(-1), len(areas))
-        seen = (alike > _HOLE_SHARE * areas) & (areas >= _HOLE_PX)
+        seen = (alike > _HOLE_SHARE * areas) & (areas >= HOLE_PX)
         seen[0] = False
         inside &= ~seen[labels]
     return _Seen(shape | inside, inside, shadow, distance)
@@ -301,33 +275,6 @@ def _smoothed(values: Floats) -> Floats:
     return means
 
 
-def _objects(shape: Mask, instances: bool) -> list[Mask]:
-    """Return the objects of a shape, largest first; one unless `instances`."""
-    labels, areas = parts(shape)
-    areas[0] = 0
-    if len(areas) < 2 or areas.max() < _LEAST_SHARE * shape.size:
-        raise NotCutError(
-            "shows nothing before its background; photograph the object larger, or before "
-            "another colour"
-        )
-    order = np.argsort(-areas, kind="stable")
-    subjects = [int(n) for n in order if areas[n] >= _SEVERAL * areas.max()]
-    if len(subjects) > 1 and not instances:
-        raise NotCutError(
-            f"shows {len(subjects)} objects; photograph each alone, or make a cut-out of each with "
-            "--instances (instances=True)"
-        )
-    reach, found = max(2, round(_NEAR * max(shape.shape))), []
-    small = areas < _SEVERAL * areas.max()
-    for subject in subjects:
-        main = labels == subject
-        near = touching(labels, grown(main, reach)) & small[labels]
-        if len(subjects) == 1:
-            near |= ((areas >= _KEPT * areas.max()) & small)[labels] & shape
-        found.append(main | near)
-    return found
-
-
 class _Object:
     """One object of a photograph, at full size in its own box, a strip of rows at a time.
 
@@ -341,9 +288,8 @@ class _Object:
 
     def __init__(self, photograph: Image.Image, sweep: Sweep, shape: Mask, scale: int) -> None:
         ys, xs = np.nonzero(shape.any(1))[0], np.nonzero(shape.any(0))[0]
-        if max(np.ptp(ys), np.ptp(xs)) * scale < _LEAST_PX:
-            raise NotCutError(f"shows an object of less than {_LEAST_PX} px; photograph it larger")
-        self._cut_at = _cut_at(shape)
+        check_size(shape, scale)
+        self._cut_at = cut_side(shape)
         margin = _BEYOND + 2
         top, left = max(0, int(ys[0]) - margin), max(0, int(xs[0]) - margin)
         bottom, right = int(ys[-1]) + 1 + margin, int(xs[-1]) + 1 + margin
@@ -376,14 +322,8 @@ class _Object:
                 f"shows an object of which {alike_share:.0%} of the edge has the background's "
                 "colour, or fades into it; photograph it before another colour"
             )
-        alpha = pixels[..., 3]
-        ys, xs = np.nonzero(alpha.any(1))[0], np.nonzero(alpha.any(0))[0]
-        if not len(ys):
-            raise NotCutError("shows nothing before its background")
-        top, left = int(ys[0]), int(xs[0])
-        pixels = pixels[top : int(ys[-1]) + 1, left : int(xs[-1]) + 1]
-        pixels[pixels[..., 3] == 0] = 0
-        figures = _figures(pixels[..., 3], alike_share)
+        pixels, left, top = trimmed(pixels)
+        figures = replace(edge_figures(pixels[..., 3]), alike=round(alike_share, 3))
         return Cutout(pixels, self._left + left, self._top + top, self._cut_at, figures)
 
     def _mend(self, pixels: Pixels, top: int, stop: int) -> tuple[int, int]:
@@ -486,48 +426,3 @@ def _highest_around(
         for dx in range(-reach, reach + 1):
             np.maximum(highest, values[rows, np.clip(xs + dx * step, 0, width - 1)], out=highest)
     return highest
-
-
-def _cut_at(shape: Mask) -> CutAt:
-    """Return the side of the picture that cuts an object off.
-
-    Raises:
-        NotCutError: there are several.
-    """
-    height, width = shape.shape
-    touched: dict[CutAt, tuple[Mask, int]] = {
-        "left": (shape[:, 0], height),
-        "right": (shape[:, -1], height),
-        "top": (shape[0], width),
-        "bottom": (shape[-1], width),
-    }
-    sides = [side for side, (line, n) in touched.items() if line.sum() > max(1, _TOUCH * n)]
-    if len(sides) > 1:
-        raise NotCutError(
-            f"shows an object that is cut off at the {' and '.join(sides)}; at most one side may "
-            "cut it off"
-        )
-    return sides[0] if sides else ""
-
-
-def _figures(alpha: Pixels, alike: float) -> Figures:
-    """Return the figures of a trimmed cut-out, but those of the small picture."""
-    partly = np.count_nonzero((alpha > 0) & (alpha < 255))
-    n_seen = max(1, int(np.count_nonzero(alpha)))
-    edge = np.count_nonzero((alpha > 25) & (alpha < 230))
-    height, width = alpha.shape
-    step = max(1, max(height, width) // _SMALL_PX)
-    solid = np.pad(alpha[::step, ::step] >= 128, 1)
-    outline = int(np.count_nonzero(solid & grown(~solid))) * step
-    pieces = parts(solid)[1][1:]
-    gaps = parts(holes(solid))[1][1:]
-    return Figures(
-        soft=round(partly / n_seen, 3),
-        holes=int((gaps >= _HOLE_PX).sum()),
-        parts=int((pieces >= _HOLE_PX).sum()),
-        filled=0.0,
-        alike=round(alike, 3),
-        shadow=0.0,
-        spill=0.0,
-        edge_px=round(int(edge) / max(1, outline), 1),
-    )

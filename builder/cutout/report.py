@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Resampling
 
-from builder.cutout.key import Cutout
+from builder.cutout.objects import Cutout
 from builder.cutout.shapes import grown
 from builder.files import replacing
 from builder.sources import CUTOUT_REPORT_MARK
@@ -31,6 +31,7 @@ _SAYS = {
     "alike": ("edge like background", "share of the edge that has the background's colour"),
     "spill": ("spill", "colour of the background taken out behind the edge, 0 to 255"),
     "shadow": ("shadow", "area of the shadow left out, of the object's"),
+    "score": ("score", "how sure the network is of the object, 0 to 1"),
 }
 _SHARES = ("soft", "filled", "alike", "shadow")
 
@@ -48,6 +49,7 @@ class Card(NamedTuple):
     file: str = ""
     size: tuple[int, ...] = ()
     cut_at: str = ""
+    edge: str = ""
     figures: Mapping[str, Any] = {}
     depth: str = ""
 
@@ -138,6 +140,8 @@ def _made(card: Card) -> str:
         for name, (label, meaning) in _SAYS.items()
         if name in card.figures
     )
+    if card.edge:
+        rows += f"<div><dt>alpha by</dt><dd>{html.escape(card.edge)}</dd></div>"
     if card.cut_at:
         rows += f'<div class="look"><dt>cut off at</dt><dd>{html.escape(card.cut_at)}</dd></div>'
     text = html.escape(f"{card.photograph}: outline, on black, on white")

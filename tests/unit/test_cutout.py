@@ -24,7 +24,8 @@ from benchmarks.cutout import SWEEPS, measured, placed, studio
 from builder.cli import main
 from builder.cutout import cutout
 from builder.cutout.depth import SeenDepth, focal_length_px
-from builder.cutout.key import NotCutError, cut_out
+from builder.cutout.key import cut_out
+from builder.cutout.objects import NotCutError
 from builder.cutout.shapes import carried, grown, holes, opened, shrunk
 from builder.cutout.sweep import Sweep, fit_border, fit_outside
 from builder.depth import DepthEstimator, locate_model
@@ -354,7 +355,7 @@ def test_what_is_done_is_not_made_again_and_changes_are_noticed(tmp_path, monkey
     photos, out = folder_of(tmp_path / "photos"), tmp_path / "out"
     cutout(photos, out)
     before = files_in(out)
-    monkeypatch.setattr("builder.cutout.folder.cut_out", lambda *_a, **_k: pytest.fail("again"))
+    monkeypatch.setattr("builder.cutout.cutter.cut_out", lambda *_a, **_k: pytest.fail("again"))
     report = cutout(photos, out)
     assert not report.cut
     assert len(report.kept) == 3
@@ -632,7 +633,7 @@ def test_folders_that_would_mix_are_refused(tmp_path):
     for out in (photos, photos / "out", tmp_path):
         with pytest.raises(FgbgError, match="one folder"):
             cutout(photos, out)
-    with pytest.raises(FgbgError, match="how must be one of"):
+    with pytest.raises(FgbgError, match="is neither a folder nor a Hub id"):
         cutout(photos, tmp_path / "out", how="magic")
 
 
