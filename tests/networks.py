@@ -108,16 +108,20 @@ def save(network: Any, folder: Path, settings: dict[str, Any]) -> Path:
     return folder
 
 
+SWIN: dict[str, Any] = {
+    "image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
+    "window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}  # fmt: skip
+ASPECT = {"size": {"shortest_edge": 96, "longest_edge": 128}}
+
+
 def labelled() -> dict[str, Any]:
     return {"id2label": LABELS, "label2id": {name: number for number, name in LABELS.items()}}
 
 
 def mask2former(folder: Path) -> Path:
     torch.manual_seed(0)
-    swin = transformers.SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    swin = transformers.SwinConfig(**SWIN)
     network = transformers.Mask2FormerForUniversalSegmentation(
         transformers.Mask2FormerConfig(
             backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32,
@@ -129,7 +133,7 @@ def mask2former(folder: Path) -> Path:
     fix([part for part in last.modules() if isinstance(part, torch.nn.Linear)][-1], [1.0])
     fix(network.class_predictor, [0, 9.0])
     fit(network, network.model.pixel_level_module.decoder.mask_projection, (128, 96))
-    return save(network, folder, {"size": {"shortest_edge": 96, "longest_edge": 128}})
+    return save(network, folder, ASPECT)
 
 
 def rf_detr(folder: Path) -> Path:
@@ -204,33 +208,160 @@ def sam(folder: Path) -> Path:
                                   "pad_size": {"height": 128, "width": 128}})  # fmt: skip
 
 
+def tokenizer(folder: Path) -> int:
+    """Write one that reads letters into a folder; return how many of them it knows."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    known = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(known)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    transformers.CLIPTokenizer(*files).save_pretrained(folder)
+    return len(known)
+
+
 def clipseg(folder: Path) -> Path:
     torch.manual_seed(0)
-    words = ["red", "blue", "chair", "thing"]
-    letters = sorted({letter for word in words for letter in word})
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters)]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    n_words = tokenizer(folder)
     network = transformers.CLIPSegForImageSegmentation(
         transformers.CLIPSegConfig(
-            text_config={"vocab_size": len(vocabulary), "hidden_size": 16, "intermediate_size": 16,
+            text_config={"vocab_size": n_words, "hidden_size": 16, "intermediate_size": 16,
                          "num_hidden_layers": 1, "num_attention_heads": 2,
-                         "max_position_embeddings": 77, "bos_token_id": len(vocabulary) - 2,
-                         "eos_token_id": len(vocabulary) - 1},
+                         "max_position_embeddings": 77, "bos_token_id": n_words - 2,
+                         "eos_token_id": n_words - 1},
             vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
                            "num_attention_heads": 2, "image_size": 64, "patch_size": 8},
             projection_dim=16, reduce_dim=16, extract_layers=[0, 1], decoder_num_attention_heads=2,
             decoder_intermediate_size=16, conditional_layer=0,
         )
     ).eval()  # fmt: skip
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({w: n for n, w in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.save_pretrained(folder)
-    tokens = tokenizer([TEXT], padding="max_length", max_length=77, return_tensors="pt")
+    read = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = read([TEXT], padding="max_length", max_length=77, return_tensors="pt")
     given = {key: tokens[key] for key in ("input_ids", "attention_mask")}
     fit(network, network.decoder.transposed_convolution, (64, 64), **given)
     return save(network, folder, {"size": {"height": 64, "width": 64}})
+
+
+def eomt(folder: Path) -> Path:
+    torch.manual_seed(0)
+    network = transformers.EomtForUniversalSegmentation(
+        transformers.EomtConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            num_blocks=1, image_size=64, patch_size=8, num_upscale_blocks=1, num_queries=3,
+            num_register_tokens=1, **labelled(),
+        )
+    ).eval()  # fmt: skip
+    fix(network.class_predictor, [0, 9.0])
+    size = {"shortest_edge": 64, "longest_edge": 64}
+    return save(network, folder, {"size": size, "do_pad": True})
+
+
+def maskformer(folder: Path) -> Path:
+    torch.manual_seed(0)
+    decoder = transformers.DetrConfig(
+        d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=3,
+    )  # fmt: skip
+    network = transformers.MaskFormerForInstanceSegmentation(
+        transformers.MaskFormerConfig(
+            backbone_config=transformers.SwinConfig(**SWIN), decoder_config=decoder,
+            fpn_feature_size=32, mask_feature_size=32, **labelled(),
+        )
+    ).eval()  # fmt: skip
+    fix(network.class_predictor, [0, 9.0])
+    return save(network, folder, ASPECT)
+
+
+def oneformer(folder: Path) -> Path:
+    torch.manual_seed(0)
+    network = transformers.OneFormerForUniversalSegmentation(
+        transformers.OneFormerConfig(
+            backbone_config=transformers.SwinConfig(**SWIN), hidden_dim=32, mask_dim=32,
+            conv_dim=32, encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2,
+            num_attention_heads=2, dim_feedforward=32, num_queries=4, query_dec_layers=1,
+            text_encoder_vocab_size=tokenizer(folder), text_encoder_width=32,
+            text_encoder_num_layers=1, is_training=False, **labelled(),
+        )
+    ).eval()  # fmt: skip
+    fix(network.model.transformer_module.decoder.class_embed, [0, 9.0])
+    return save(network, folder, ASPECT)
+
+
+def detr(folder: Path) -> Path:
+    torch.manual_seed(0)
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8] * 4, depths=[1] * 4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    network = transformers.DetrForSegmentation(
+        transformers.DetrConfig(
+            backbone_config=backbone, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
+            decoder_ffn_dim=32, num_queries=3, **labelled(),
+        )
+    ).eval()  # fmt: skip
+    fix(network.detr.class_labels_classifier, [0, 9.0])
+    return save(network, folder, ASPECT)
+
+
+def sam2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    backbone = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "blocks_per_stage": [1] * 4,
+        "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1] * 4,
+        "image_size": [128, 128], "window_size_per_stage": [8, 4, 4, 4],
+        "global_attention_blocks": [],
+    }  # fmt: skip
+    network = transformers.Sam2Model(
+        transformers.Sam2Config(
+            vision_config={"backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8],
+                           "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+                           "fpn_hidden_size": 16},
+            prompt_encoder_config={"hidden_size": 16, "image_size": 128, "patch_size": 16,
+                                   "mask_input_channels": 4},
+            mask_decoder_config={"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2,
+                                 "num_hidden_layers": 1, "iou_head_hidden_dim": 16},
+        )
+    ).eval()  # fmt: skip
+    return save(network, folder, {"size": {"height": 128, "width": 128}})
+
+
+def sam3(folder: Path) -> Path:
+    torch.manual_seed(0)
+    backbone = {
+        "model_type": "sam3_vit_model", "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112, "patch_size": 14,
+        "window_size": 4, "pretrain_image_size": 56, "global_attn_indexes": [1],
+    }  # fmt: skip
+    small = {"hidden_size": 16, "num_attention_heads": 2}
+    layer = small | {"num_layers": 1, "intermediate_size": 32}
+    n_words = tokenizer(folder)
+    network = transformers.Sam3Model(
+        transformers.Sam3Config(
+            vision_config={"backbone_config": backbone, "fpn_hidden_size": 16,
+                           "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]]},
+            text_config=small | {"vocab_size": n_words, "intermediate_size": 32,
+                                 "num_hidden_layers": 1, "projection_dim": 16,
+                                 "max_position_embeddings": 32, "bos_token_id": n_words - 2,
+                                 "eos_token_id": n_words - 1},
+            geometry_encoder_config=layer, detr_encoder_config=layer,
+            detr_decoder_config=layer | {"num_queries": 4},
+            mask_decoder_config=small | {"num_upsampling_stages": 2},
+        )
+    ).eval()  # fmt: skip
+    return save(network, folder, {"size": {"height": 112, "width": 112}})
+
+
+def sapiens2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    head = {"upsample_out_channels": [16, 16, 8, 8], "upsample_kernel_sizes": [4] * 4,
+            "conv_out_channels": [8], "conv_kernel_sizes": [1]}  # fmt: skip
+    network = transformers.Sapiens2ForImageMatting(
+        transformers.Sapiens2Config(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=[64, 48],
+            patch_size=16, num_labels=4, head_config=head,
+        )
+    ).eval()  # fmt: skip
+    return save(network, folder, {"size": {"height": 64, "width": 48}})
 
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -240,4 +371,11 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "vitmatte": vitmatte,
     "sam": sam,
     "clipseg": clipseg,
+    "eomt": eomt,
+    "maskformer": maskformer,
+    "oneformer": oneformer,
+    "detr": detr,
+    "sam2": sam2,
+    "sam3": sam3,
+    "sapiens2": sapiens2,
 }

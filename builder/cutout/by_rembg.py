@@ -16,7 +16,7 @@ from builder.untrusted import one_line
 
 PREFIX = "rembg:"
 
-# The licenses that the authors of these weights state; empty cells of credits are for the rest.
+# The licenses that the authors of these weights state; of the others nothing is said.
 _LICENSES = {
     "u2net": "apache-2.0",
     "u2netp": "apache-2.0",
@@ -24,7 +24,6 @@ _LICENSES = {
     "isnet-general-use": "apache-2.0",
     "birefnet-general": "mit",
     "birefnet-general-lite": "mit",
-    "birefnet-portrait": "mit",
     "birefnet-dis": "mit",
     "birefnet-hrsod": "mit",
     "birefnet-cod": "mit",

@@ -21,11 +21,11 @@ from PIL import Image
 from builder.cli import main
 from builder.cutout import cutout, edge
 from builder.cutout.cutter import Settings, cutter
-from builder.cutout.edge import cut_by_mask, trimap_of
+from builder.cutout.edge import alpha_cutout, cut_by_mask, trimap_of
 from builder.cutout.models import Matter, Segmenter, find_folder
 from builder.cutout.objects import NotCutError, reduced
 from builder.errors import CutoutError, CutoutModelError
-from tests.networks import MAKERS, RED, TEXT, save, scene
+from tests.networks import MAKERS, RED, TEXT, inputs, save, scene
 
 Made = Callable[[str], Path]
 TWO = [(0.3, 0.5, 0.16, 0.3), (0.75, 0.5, 0.12, 0.3)]
@@ -155,6 +155,59 @@ def test_a_query_network_is_given_what_its_own_processor_makes(made):
     (segment,) = found(photograph, small.size)
     # Pictures are brought to size by another filter of Pillow, a few values apart.
     assert np.abs(segment.probability - expected.numpy()).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "padded", "masks"),
+    [
+        ("eomt", (64, 48), (64, 64), "masks_queries_logits"),
+        ("maskformer", (128, 96), (128, 96), "masks_queries_logits"),
+        ("oneformer", (128, 96), (128, 96), "masks_queries_logits"),
+        ("detr", (128, 96), (128, 96), "pred_masks"),
+    ],
+)
+def test_the_queries_of_other_networks_are_read_as_they_say_them(made, kind, size, padded, masks):
+    photograph, _ = scene(7)
+    found = Segmenter(find_folder("model", str(made(kind)), None)[0], "", "", "cpu")
+    segments = found(photograph, photograph.size)
+    assert segments
+    assert {one.label for one in segments} == {"dog, domestic dog"}
+    auto = transformers.AutoModelForUniversalSegmentation.from_pretrained(made(kind)).eval()
+    pixels = torch.zeros(1, 3, padded[1], padded[0])
+    pixels[..., : size[1], : size[0]] = inputs(photograph, size)
+    more = {}
+    if kind == "oneformer":
+        read = transformers.AutoTokenizer.from_pretrained(made(kind))
+        more["task_inputs"] = read(
+            ["the task is instance"], padding="max_length", max_length=77, return_tensors="pt"
+        )["input_ids"]
+    with torch.inference_mode():
+        logits = getattr(auto(pixel_values=pixels, **more), masks)
+    if padded != size:
+        logits = torch.nn.functional.interpolate(logits, size=padded[::-1], mode="bilinear")
+        logits = logits[..., : size[1], : size[0]]
+    expected = torch.nn.functional.interpolate(logits, size=photograph.size[::-1], mode="bilinear")
+    off = np.abs(expected.sigmoid()[0].numpy() - segments[0].probability)
+    assert off.max((1, 2)).min() < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "text"), [("sam2", ""), ("sam3", "red"), ("sapiens2", "")])
+def test_sam_2_and_3_and_matting_of_people_run(made, kind, text):
+    photograph, _ = scene(7)
+    found = Segmenter(find_folder("model", str(made(kind)), None)[0], text, "", "cpu")
+    for one in found(photograph, photograph.size):
+        assert one.probability.shape == photograph.size[::-1]
+        assert 0 <= one.probability.min() <= one.probability.max() <= 1
+        assert one.is_alpha == (kind == "sapiens2")
+
+
+def test_alpha_that_a_network_says_itself_is_kept(tmp_path):
+    photograph, truth = scene(3)
+    soft = np.clip(truth * 1.4 - 0.2, 0, 1).astype(np.float32)
+    one = alpha_cutout(photograph, soft, soft >= 0.5, 1)
+    assert one.edge == "network"
+    # What is hardly any alpha is none, and what is nearly all of it is all.
+    assert np.abs(whole_alpha(one, truth.shape) - soft).max() < 0.025
 
 
 def test_sam_is_asked_for_what_is_in_the_middle_and_its_best_mask_is_taken(made):
