@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from builder.errors import BadSourcesError
@@ -17,6 +17,9 @@ COLUMNS = (
     *("file", "author", "license", "url", "tool", "weights", "weights_license"),
     *("category", "height_m", "stance", "cut_at"),
 )
+
+
+_FORMULA = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet runs
 
 
 class Made(NamedTuple):
@@ -60,7 +63,15 @@ def _rows(out: Path) -> tuple[list[str], list[dict[str, str]]]:
     if any("file" not in row for row in rows):
         reason = "has a line that ends before its column file; repair it, or move it away"
         raise BadSourcesError([(str(path), reason)], skippable=False)
+    for row in rows:
+        row["file"] = PurePosixPath(row["file"]).as_posix()  # `./a.png` is `a.png`
     return header, rows
+
+
+def _cells(row: dict[str, str]) -> dict[str, str]:
+    """Return a row as it is written: no name of a file is a formula to a spreadsheet."""
+    file = row["file"]
+    return {**row, "file": f"./{file}" if file.startswith(_FORMULA) else file}
 
 
 def write_credits(out: Path, made: Sequence[Made]) -> None:
@@ -92,7 +103,7 @@ def write_credits(out: Path, made: Sequence[Made]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(by_file[name] for name in sorted(by_file))
+    writer.writerows(_cells(by_file[name]) for name in sorted(by_file))
     content = text.getvalue().encode()
     path = out / CREDITS_FILE
     if not path.exists() or path.read_bytes() != content:
