@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.Image import Resampling
 from PIL.PngImagePlugin import PngInfo
 
-from builder.depth import DepthEstimator, locate_model
+from builder.depth import DepthEstimator, Device, locate_model
 from builder.errors import DepthModelError
 from builder.recipe import MEASURED_DEPTH, NO_DEPTH_MODEL, Recipe
 from builder.sources import focal_length_35mm
@@ -42,12 +42,13 @@ class PhotographDepth:
     Args:
         name: Hub id or folder of a metric depth model, or `demo`.
         fov_deg: field of view over the longer side of photographs that do not say theirs.
+        device: where the model runs.
 
     Raises:
         DepthModelError: there is no such model, or it cannot be used for this.
     """
 
-    def __init__(self, name: str, fov_deg: float) -> None:
+    def __init__(self, name: str, fov_deg: float, device: Device) -> None:
         if not 1 <= fov_deg <= 170:
             raise DepthModelError(f"the field of view is {fov_deg:g}; it must be 1 to 170 degrees.")
         if name == MEASURED_DEPTH:
@@ -59,7 +60,7 @@ class PhotographDepth:
                 "metric one, such as depth-anything/Depth-Anything-V2-Metric-Indoor-Small-hf."
             )
         info = self._model.info
-        self._fov_deg, self._lock = fov_deg, Lock()
+        self._fov_deg, self._device, self._lock = fov_deg, device, Lock()
         self._estimator: DepthEstimator | None = None
         own = re.split(r"[\\/]", info.model.rstrip("\\/"))[-1]  # of a folder here, its name alone
         named = f"{info.model}@{info.revision}" if info.revision else own
@@ -83,7 +84,9 @@ class PhotographDepth:
         with self._lock:
             if self._estimator is None:
                 assert self._model is not None
-                self._estimator = DepthEstimator(self._model, self._recipe, batch_size=1)
+                self._estimator = DepthEstimator(
+                    self._model, self._recipe, device=self._device, batch_size=1
+                )
             depth = self._estimator(np.array(square)[None])[0]
         focal_px = focal_length_px(path, photograph.size, self._fov_deg)
         return SeenDepth(depth, photograph.size, focal_px, self._name)
@@ -166,10 +169,10 @@ def focal_length_px(path: Path, size: tuple[int, int], fov_deg: float) -> float:
     return max(size) / 2 / math.tan(math.radians(fov_deg) / 2)
 
 
-def wanted_depth(name: str | None, fov_deg: float) -> PhotographDepth | None:
+def wanted_depth(name: str | None, fov_deg: float, device: Device) -> PhotographDepth | None:
     """Return what sees the depth of photographs; None where no model is named.
 
     Raises:
         DepthModelError: there is no such model, or it cannot be used for this.
     """
-    return None if name in (None, NO_DEPTH_MODEL) else PhotographDepth(str(name), fov_deg)
+    return None if name in (None, NO_DEPTH_MODEL) else PhotographDepth(str(name), fov_deg, device)

@@ -187,7 +187,7 @@ def cut_folder(
         raise BadSourcesError(wrong, skippable=False)
     check_credits(out)
     cut_out = cutter(settings)
-    depth = wanted_depth(depth_model, fov_deg)
+    depth = wanted_depth(depth_model, fov_deg, settings.device)
     if began:
         began(len(found.files))
     folder = _Folder(photos, out, cut_out, depth, overwrite, dry_run)

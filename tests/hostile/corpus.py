@@ -104,6 +104,23 @@ def interlaced(pixels: np.ndarray[Any, Any]) -> bytes:
     )
 
 
+@cache
+def zeros(size: int) -> bytes:
+    """Zlib data of `size` zero bytes, a thousandth of them long."""
+    packer, block = zlib.compressobj(9), bytes(2**20)
+    parts = [packer.compress(block[: min(2**20, size - at)]) for at in range(0, size, 2**20)]
+    return b"".join(parts) + packer.flush()
+
+
+@cache
+def flat_png(side: int, bits: int, colour: int, channels: int, *more: tuple[bytes, bytes]) -> bytes:
+    """An all-zero PNG of a thousandth of its pixels' bytes."""
+    whole = png(side, side, bits, colour, [], *more)
+    data = b"IDAT" + zeros(side * (1 + -(-side * bits * channels // 8)))
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    return whole[: whole.index(b"IDAT") - 4] + chunk + whole[-12:]
+
+
 def _exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "camera"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import time
-import zlib
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from builder.sources.decode import Kind
-from tests.hostile.corpus import damaged, valid_files
+from tests.hostile.corpus import damaged, flat_png, valid_files, zeros
 from tests.hostile.running import assert_sentence, prepared
 from tests.pictures import as_jpeg_of, blob, encoded, png, scene
 
@@ -92,23 +91,6 @@ def test_thousands_of_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixtur
             f"background and as foreground: used {total['used']:,}, refused {total['refused']:,}, "
             f"crashes 0, {time.monotonic() - began:.0f} s"
         )
-
-
-@cache
-def zeros(size: int) -> bytes:
-    """Zlib data of `size` zero bytes, a thousandth of them long."""
-    packer, block = zlib.compressobj(9), bytes(2**20)
-    parts = [packer.compress(block[: min(2**20, size - at)]) for at in range(0, size, 2**20)]
-    return b"".join(parts) + packer.flush()
-
-
-@cache
-def flat_png(side: int, bits: int, colour: int, channels: int, *more: tuple[bytes, bytes]) -> bytes:
-    """An all-zero PNG of a thousandth of its pixels' bytes."""
-    whole = png(side, side, bits, colour, [], *more)
-    data = b"IDAT" + zeros(side * (1 + -(-side * bits * channels // 8)))
-    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-    return whole[: whole.index(b"IDAT") - 4] + chunk + whole[-12:]
 
 
 def webp_canvas(side: int) -> bytes:

@@ -17,8 +17,8 @@ from PIL import Image
 from builder.recipe import Recipe
 from builder.sources import prepare
 from tests.e2e.running import COMMAND
+from tests.hostile.corpus import flat_png
 from tests.hostile.running import PEAK, assert_sentence, limited
-from tests.hostile.test_images import flat_png
 from tests.pictures import ADOBE_RGB, encoded, scene
 
 WIDTH, HEIGHT = 160, 120
@@ -120,8 +120,9 @@ def test_every_photograph_is_used_or_refused_with_its_reason(run) -> None:
         with Image.open(root / "out" / name) as image:
             alpha = np.asarray(image)[..., 3]
             # As wide and high as the ellipse, turned upright.
-            assert np.abs(np.subtract(alpha.shape, (0.6 * HEIGHT, 0.6 * WIDTH))).max() <= 4
-            assert (alpha > 127).mean() == pytest.approx(np.pi / 4, abs=0.06)
+            assert np.abs(np.subtract(alpha.shape, (0.6 * HEIGHT, 0.6 * WIDTH))).max() <= 8
+            ellipse = np.pi * 0.3 * WIDTH * 0.3 * HEIGHT
+            assert (alpha > 127).sum() == pytest.approx(ellipse, rel=0.05)
 
 
 def test_nothing_of_them_was_run_and_nothing_outside_was_touched(run) -> None:
