@@ -951,6 +951,26 @@ def _planter(kit: _Kit, rng: Rng) -> None:
     _bush(kit.at(0, 0, y=0.3), rng)
 
 
+PROPS: dict[str, Callable[[_Kit, Rng], None]] = {
+    "chair": _chair,
+    "sofa": _sofa,
+    "lamp": _floor_lamp,
+    "plant": _house_plant,
+    "person": _figure,
+    "bush": _bush,
+    "car": _car,
+    "bench": _bench,
+    "planter": _planter,
+}
+
+
+def build_prop(name: str, seed: int, x: float, z: float, yaw_deg: float) -> list[Shape]:
+    """The shapes of one of `PROPS` that stands on the floor at (x, 0, z)."""
+    kit = _Kit([], x, z, yaw_deg)
+    PROPS[name](kit, np.random.default_rng(seed))
+    return kit.shapes
+
+
 # --------------------------------------------------------------------------------------- four kinds
 
 

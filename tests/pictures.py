@@ -149,9 +149,9 @@ def floor_mm(size: int, horizon: float = 0.35) -> np.ndarray:
     )
 
 
-def depth_png(path: Path, depth_mm: np.ndarray, focal_px: object = None) -> None:
-    """Write depth in mm as PNG, with the focal length as text where it is given."""
+def depth_png(path: Path, depth_mm: np.ndarray, **said_of_camera: object) -> None:
+    """Write depth in mm as PNG, with texts."""
     said = PngInfo()
-    if focal_px is not None:
-        said.add_text("focal_px", str(focal_px))
+    for name, value in said_of_camera.items():
+        said.add_text(name, str(value))
     Image.fromarray(depth_mm).save(path, pnginfo=said)

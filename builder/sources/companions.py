@@ -3,13 +3,17 @@
 `NAME.depth.png` is depth in mm, 16-bit grey, 0 = unknown, as RGB-D cameras and renderers give it;
 `NAME.ground.png` is a mask, not 0 where a foot may stand. Beside a background either may have
 another resolution than the photograph, but not another shape. A foreground has depth alone, as
-large as itself, and the PNG's text `focal_px` may say the focal length at that resolution.
+large as itself. Texts in that PNG may say `focal_px`, the focal length at that resolution, and
+`pitch_deg`, how far the camera looked up (below 0: down), its middle being that of the file.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +29,7 @@ Companion = Literal["depth", "ground"]
 COMPANIONS: tuple[Companion, ...] = ("depth", "ground")
 
 _MAX_FOCAL_PX = 1_000_000
+_MAX_PITCH_DEG = 80
 _SHAPE_SHARE = 0.02  # by which width / height may differ, of rounding
 
 
@@ -61,14 +66,25 @@ def read_depth(path: Path, shape: tuple[int, int], recipe: Recipe) -> npt.NDArra
     return _in_mm(values)
 
 
-class ObjectDepth(NamedTuple):
+@dataclass(frozen=True)
+class ObjectDepth:
     """Depth of what a foreground was cut out of: (h, w) uint16 in mm, 0 = unknown.
 
-    `focal_px` is the focal length of its photograph, None where the file does not say it.
+    `focal_px` is the focal length of its photograph, and `pitch_deg` how far its camera looked up;
+    None where the file does not say so. `off_centre_px` is how far the middle of these rows lies
+    below that of the file.
     """
 
     depth: npt.NDArray[np.uint16]
-    focal_px: float | None
+    focal_px: float | None = None
+    pitch_deg: float | None = None
+    off_centre_px: float = 0.0
+
+    def cropped(self, box: tuple[int, int, int, int]) -> ObjectDepth:
+        """Return the part in a box: left, top, right, bottom."""
+        left, top, right, bottom = box
+        below = (top + bottom - len(self.depth)) / 2
+        return replace(self, depth=self.depth[top:bottom, left:right], off_centre_px=below)
 
 
 def read_object_depth(path: Path, shape: tuple[int, int]) -> ObjectDepth:
@@ -89,20 +105,29 @@ def read_object_depth(path: Path, shape: tuple[int, int]) -> ObjectDepth:
         check_extent(image, size_bytes, alone=True)
         _check_depth(image)
         values = np.asarray(image)
-        said = image.info.get("focal_px")
-    return ObjectDepth(_in_mm(values), None if said is None else _focal_px(said))
+        said = image.info
+    return ObjectDepth(
+        _in_mm(values),
+        _number(said, "focal_px", 1, _MAX_FOCAL_PX, "a focal length in px"),
+        _number(said, "pitch_deg", -_MAX_PITCH_DEG, _MAX_PITCH_DEG, "an angle in degrees"),
+    )
 
 
-def _focal_px(said: object) -> float:
+def _number(said: Mapping[Any, Any], name: str, low: float, high: float, what: str) -> float | None:
+    """Return the number that a text of a PNG holds; None where it has no such text."""
+    text = said.get(name)
+    if text is None:
+        return None
     try:
-        focal_px = float(str(said))
+        number = float(str(text))
     except ValueError:
-        focal_px = 0.0
-    if not 1 <= focal_px <= _MAX_FOCAL_PX:
+        number = math.nan
+    if not low <= number <= high:
         raise BadImageError(
-            f"says that focal_px is {printable(str(said))[:40]!r}; it must be a focal length in px"
+            f"says that {name} is {printable(str(text))[:40]!r}; it must be {what}, from {low} to "
+            f"{high}"
         )
-    return focal_px
+    return number
 
 
 def _check_depth(image: Image.Image) -> None:

@@ -415,14 +415,9 @@ class _Maker:
         relief = None
         if recipe.has_relief and "depth" in beside:
             with self._reading(beside["depth"]) as path:
-                depth, focal_px = read_object_depth(path, image.size)
-                left, top, right, bottom = box
-                relief = Relief.of(
-                    np.asarray(whole)[..., 3],
-                    depth[top:bottom, left:right],
-                    focal_px,
-                    self._heights.get(file.file, 0.0),
-                )
+                seen = read_object_depth(path, image.size).cropped(box)
+                height_m = self._heights.get(file.file, 0.0)
+                relief = Relief.of(np.asarray(whole)[..., 3], seen, height_m)
         return prepared, *_levels(whole, prepared, recipe.turns_deg, relief), halo
 
     def _refuse_orphan(self, name: str) -> None:

@@ -3,6 +3,10 @@
 It comes from metric depth of the photograph that the object was cut out of. The foot is the median
 of the lowest 3 % of rows, as in 3D Ken Burns (Niklaus et al. 2019). A pixel's place is counted in
 heights of the object, so that relief, like the object, may have any size at any distance.
+
+What a camera that looks down sees of an upright board grows nearer towards its top. That is the
+camera's and not the object's, and a record's own camera has its own, so it is taken out: by the
+pitch of the camera where that is known, else by the upright board that fits the object best.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.Image import Resampling
 
+from builder.sources.companions import ObjectDepth
 from builder.sources.samples import BadImageError
 
 Mask = npt.NDArray[np.bool_]
@@ -27,6 +32,7 @@ RELIEF_ONE = 4096  # stored steps of one height
 
 _FOOT_SHARE = 3  # percent of the rows, from below
 _MOST = 7.99  # heights, either way, that are stored
+_MOST_TILT = 4  # times, that the nearest row of an upright board is nearer than the farthest
 _MOST_BEYOND = 0.1  # share of the pixels that may be more
 _LEAST_WEIGHT = 1 / 64  # of what is known in a pixel of a smaller size
 _SOLID = 128  # alpha, from which a pixel is the object's
@@ -46,34 +52,33 @@ class Relief:
     def of(
         cls,
         alpha: npt.NDArray[np.uint8],
-        depth: npt.NDArray[np.uint16],
-        focal_px: float | None,
+        seen: ObjectDepth,
         height_m: float,
     ) -> Relief:
         """Find the relief of an object in the depth of its photograph.
 
         Args:
             alpha: of the trimmed cut-out, (h, w).
-            depth: of the same pixels, in mm, 0 = unknown.
-            focal_px: of the photograph, at this resolution; None where it is not known.
+            seen: depth of the same pixels, and the camera.
             height_m: of the object; 0 where it is not known, and follows from the focal length.
 
         Raises:
             BadImageError: nothing is known within the object, or it cannot be metric depth of it.
         """
-        known = (alpha >= _SOLID) & (depth > 0)
+        known = (alpha >= _SOLID) & (seen.depth > 0)
         if not known.any():
             raise BadImageError("is 0, which is unknown, all over the object")
-        metres = depth.astype(np.float32) / np.float32(1000)
+        metres = seen.depth.astype(np.float32) / np.float32(1000)
         foot = _at_foot(metres, known)
         if height_m == 0:
-            if focal_px is None:
+            if seen.focal_px is None:
                 raise BadImageError(
                     "has no text focal_px, and credits.csv no height_m, so that the size of the "
                     "object is not known; give its height_m in credits.csv"
                 )
-            height_m = alpha.shape[0] * foot / focal_px
-        beyond = (metres - np.float32(foot)) / np.float32(height_m)
+            height_m = alpha.shape[0] * foot / seen.focal_px
+        metres *= _nearness_of_board(metres, known, seen)[:, None]
+        beyond = (metres - np.float32(_at_foot(metres, known))) / np.float32(height_m)
         if (np.abs(beyond[known]) > _MOST).mean() > _MOST_BEYOND:
             raise BadImageError(
                 f"puts much of the object more than {_MOST:.0f} times its height before or behind "
@@ -117,6 +122,28 @@ class Relief:
         stored = np.where(inside, steps, RELIEF_ZERO).astype(np.uint16)
         Image.fromarray(stored).save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def _nearness_of_board(metres: Floats, known: Mask, seen: ObjectDepth) -> Floats:
+    """Return the inverse depth, row by row, of an upright board where an object stands, (h,).
+
+    It is affine in the row. Of a camera of known pitch it follows from that, with `row` 0 at the
+    middle of the picture; else least squares fit it to the object.
+    """
+    rows = np.arange(len(metres)) + 0.5 - len(metres) / 2
+    if seen.pitch_deg is not None and seen.focal_px is not None:
+        pitch = np.radians(seen.pitch_deg)
+        along = np.cos(pitch) + np.sin(pitch) * (rows + seen.off_centre_px) / seen.focal_px
+    else:
+        at, _ = np.nonzero(known)
+        x = rows[at] - rows[at].mean()
+        y = 1 / metres[known].astype(np.float64)
+        spread = float((x * x).sum())
+        slope = float((x * y).sum()) / spread if spread else 0.0
+        along = y.mean() + slope * (rows - rows[at].mean())
+    along = np.maximum(along, np.abs(along).max() / _MOST_TILT)
+    lowest = int(np.flatnonzero(known.any(axis=1))[-1])
+    return np.asarray(along / along[lowest], np.float32)
 
 
 def _at_foot(values: Floats, known: Mask) -> float:

@@ -25,6 +25,7 @@ from tests.pictures import blob, depth_png, floor_mm, scene
 
 SIZE = 96
 FOCAL_PX = 50
+CAMERA = {"focal_px": FOCAL_PX, "pitch_deg": 0}
 FIELDS: dict[str, Any] = {
     "layout": "scenes", "placements": 4, "size": SIZE, "holdout": 0.3, "depth_model": "measured",
     "shard_records": 40, "foreground_size": "0.3-0.7", "object_jitter": 0, "depth_precision": 0,
@@ -53,7 +54,7 @@ def sources(floors: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     for path in sorted(foregrounds.rglob("*.png")):
         if path.stem in SHAPED:
             cutout = Image.open(path)
-            depth_png(path.with_suffix(".depth.png"), depth_of(path.stem, cutout), FOCAL_PX)
+            depth_png(path.with_suffix(".depth.png"), depth_of(path.stem, cutout), **CAMERA)
     return foregrounds, floors[1]
 
 
@@ -226,7 +227,7 @@ def test_an_extension_moves_nothing_and_brings_relief_of_its_own(
     (foregrounds / "tall" / "c.depth.png").unlink()
     cutout = blob(9, 44, 40)
     cutout.save(foregrounds / "round" / "e.png")
-    depth_png(foregrounds / "round" / "e.depth.png", depth_of("e", cutout), FOCAL_PX)
+    depth_png(foregrounds / "round" / "e.depth.png", depth_of("e", cutout), **CAMERA)
     backgrounds = Path(shutil.copytree(sources[1], tmp_path / "bg"))
     scene(7, 160, 160).save(backgrounds / "floor7.png")
     Image.fromarray(floor_mm(160)).save(backgrounds / "floor7.depth.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from tests.pictures import blob, depth_png, png
 RECIPE = Recipe(layout="scenes", size=64, depth_model="measured", relief="photo")
 BOARDS = Recipe(layout="scenes", size=64, depth_model="measured")
 WIDTH, HEIGHT = 60, 90
+LEVEL = {"focal_px": 80, "pitch_deg": 0}
 FAR_MM = 60_000  # what lies behind the object, which must not show
 
 
-def slanted(focal_px: object = 80) -> tuple[Image.Image, np.ndarray]:
+def slanted() -> tuple[Image.Image, np.ndarray]:
     """A cut-out and its depth: 5 mm farther a column, 2 mm nearer a row upwards; all else far."""
     cutout = blob(3, WIDTH, HEIGHT)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -34,10 +36,12 @@ def slanted(focal_px: object = 80) -> tuple[Image.Image, np.ndarray]:
     return cutout, depth
 
 
-def written(folder: Path, depth: np.ndarray, focal_px: object = 80, credits: str = "") -> Path:
+def written(
+    folder: Path, depth: np.ndarray, credits: str = "", camera: Mapping[str, object] = LEVEL
+) -> Path:
     folder.mkdir()
     slanted()[0].save(folder / "a.png")
-    depth_png(folder / "a.depth.png", depth, focal_px)
+    depth_png(folder / "a.depth.png", depth, **camera)
     if credits:
         (folder / "credits.csv").write_text(f"file,author,license,url,height_m\n{credits}\n")
     return folder
@@ -108,6 +112,39 @@ def test_what_is_not_known_is_as_the_nearest_that_is(tmp_path: Path) -> None:
             near = known[distance < distance.min() + 2.5 * scale.max() + 1]
             values = whole[near[:, 0], near[:, 1]]
             assert values.min() - 0.01 <= relief[tuple(at)] <= values.max() + 0.01
+
+
+def upright(pitch_deg: float, turn: float = 0.0) -> np.ndarray:
+    """Depth of a board on which the cut-out would lie, turned about its vertical axis."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
+    pitch = np.radians(pitch_deg)
+    up, across = (HEIGHT / 2 - y) / 80, (x - WIDTH / 2) / 80
+    # Points of a plane z + turn * x = 2 in the world, along rays of a camera that is pitched.
+    return (2000 / (np.cos(pitch) - np.sin(pitch) * up + turn * across)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("pitch_deg", [-30.0, 0.0, 15.0])
+@pytest.mark.parametrize("said", [True, False])
+def test_the_pitch_of_the_camera_is_no_relief(tmp_path: Path, pitch_deg: float, said: bool) -> None:
+    camera = {"focal_px": 80, **({"pitch_deg": pitch_deg} if said else {})}
+    for mask, relief in levels_of(written(tmp_path / "board", upright(pitch_deg), camera=camera)):
+        assert abs(relief[mask]).max() < 0.004  # a millimetre or two of a board 2 m high
+    turned = written(tmp_path / "turned", upright(pitch_deg, 0.5), camera=camera)
+    mask, relief = levels_of(turned)[0]
+    across = relief[len(relief) // 2][mask[len(relief) // 2]]
+    assert across[0] > 0.1 > -0.1 > across[-1]
+    column = relief[:, relief.shape[1] // 2][mask[:, relief.shape[1] // 2]]
+    assert np.ptp(column) < 0.02
+
+
+def test_a_lean_is_relief_only_where_the_pitch_is_known(tmp_path: Path) -> None:
+    leaning = upright(-25.0)
+    for name, camera, least, most in (
+        ("level", {"focal_px": 80, "pitch_deg": 0}, 0.2, 0.8),
+        ("unknown", {"focal_px": 80}, 0, 0.004),
+    ):
+        mask, relief = levels_of(written(tmp_path / name, leaning, camera=camera))[0]
+        assert least <= np.ptp(relief[mask]) <= most
 
 
 def test_turned_sizes_have_turned_relief_and_their_own_foot(tmp_path: Path) -> None:
@@ -196,23 +233,37 @@ def as_link(folder: Path) -> None:
         (as_noise, "depth must be metric"),
         (as_link, "a.depth.png"),
         (
-            lambda fg: depth_png(fg / "a.depth.png", slanted()[1][:, :-1], 80),
+            lambda fg: depth_png(fg / "a.depth.png", slanted()[1][:, :-1], focal_px=80),
             "both must have the same size",
         ),
         (
-            lambda fg: depth_png(fg / "a.depth.png", np.zeros((HEIGHT, WIDTH), np.uint16), 80),
+            lambda fg: depth_png(
+                fg / "a.depth.png", np.zeros((HEIGHT, WIDTH), np.uint16), focal_px=80
+            ),
             "every pixel is 0",
         ),
         (
             lambda fg: depth_png(
-                fg / "a.depth.png", np.where(slanted()[1] == FAR_MM, 9, 0).astype(np.uint16), 80
+                fg / "a.depth.png",
+                np.where(slanted()[1] == FAR_MM, 9, 0).astype(np.uint16),
+                focal_px=80,
             ),
             "unknown, all over the object",
         ),
         (lambda fg: depth_png(fg / "a.depth.png", slanted()[1]), "give its height_m"),
-        (lambda fg: depth_png(fg / "a.depth.png", slanted()[1], "nan"), "focal_px is 'nan'"),
-        (lambda fg: depth_png(fg / "a.depth.png", slanted()[1], "6 mm"), "focal_px is '6 mm'"),
-        (lambda fg: depth_png(fg / "a.depth.png", slanted()[1], -80), "focal_px is '-80'"),
+        (
+            lambda fg: depth_png(fg / "a.depth.png", slanted()[1], focal_px="nan"),
+            "focal_px is 'nan'",
+        ),
+        (
+            lambda fg: depth_png(fg / "a.depth.png", slanted()[1], focal_px="6 mm"),
+            "focal_px is '6 mm'",
+        ),
+        (lambda fg: depth_png(fg / "a.depth.png", slanted()[1], focal_px=-80), "focal_px is '-80'"),
+        (
+            lambda fg: depth_png(fg / "a.depth.png", slanted()[1], focal_px=80, pitch_deg=-95),
+            "pitch_deg is '-95'; it must be an angle",
+        ),
     ],
 )
 def test_bad_depth_is_refused_with_the_others(tmp_path: Path, make, sentence: str) -> None:
@@ -238,7 +289,7 @@ def test_depth_of_a_foreground_that_is_not_there_is_named_as_such(tmp_path: Path
 
 
 def test_the_focal_length_may_stand_behind_the_pixels(tmp_path: Path) -> None:
-    folder = written(tmp_path / "fg", slanted()[1], None)
+    folder = written(tmp_path / "fg", slanted()[1], camera={"pitch_deg": 0})
     data = (folder / "a.depth.png").read_bytes()
     text = b"tEXtfocal_px\x0080"
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
