@@ -6,7 +6,11 @@ and cut out again. Prints, for each sweep and size, IoU of the mask, error at th
 white (0 to 255) beside that of the mask with the photograph's own colours, and what was refused;
 then photographs a second, files read and written.
 
-    OMP_NUM_THREADS=1 python benchmarks/cutout.py [--stamps 100] [--sides 500 2000]
+With `--peers N` the first N cut-outs of each sweep and size are also cut out by rembg with u2net
+(`pip install rembg[cpu]`; its weights as rembg finds them), and by pymatting: closed-form alpha in
+the band that our key leaves open, then its foreground colours.
+
+    OMP_NUM_THREADS=1 python benchmarks/cutout.py [--stamps 100] [--sides 500 2000] [--peers 20]
 """
 
 from __future__ import annotations
@@ -33,6 +37,10 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 SWEEPS = {"white": (236, 236, 233), "grey": (128, 129, 131), "green": (62, 168, 84)}
 LEAST_COLOURS = 3000  # of a stamp that is a photograph and no drawing
 MIRRORED = ("_mirror", "_flip")
+
+
+PEERS = {"rembg": "rembg u2net", "pymatting": "closed form + pymatting"}
+EDGE_PX = 3  # about the edge of the truth, where errors of colour are counted
 
 
 class Photograph(NamedTuple):
@@ -118,34 +126,94 @@ def edge_error(found: Floats, truth: Floats, where: npt.NDArray[np.bool_]) -> fl
     return float(np.mean(errors))
 
 
-def measured(photograph: Photograph) -> dict[str, Any]:
-    """Cut a photograph out; return IoU, errors, figures, or why it is refused."""
-    image, truth = photograph
+def ours(image: Image.Image) -> Floats:
+    """Cut a photograph out; return its layer, as `truth` is.
+
+    Raises:
+        NotCutError: it is refused.
+    """
+    (one,) = cut_out(image)
+    height, width = one.pixels.shape[:2]
+    found = np.zeros((image.height, image.width, 4))
+    found[one.top : one.top + height, one.left : one.left + width] = one.pixels
+    found[..., :3] *= found[..., 3:] / 255
+    return found
+
+
+def rembg(image: Image.Image, session: Any) -> Floats:
+    """Return rembg's plain cut-out, as `truth` is."""
+    from rembg import remove
+
+    return np.asarray(remove(image, session=session).convert("RGBa"), float)
+
+
+def pymatting(image: Image.Image, mask: npt.NDArray[np.bool_]) -> Floats:
+    """Return closed-form alpha at the edge of a mask, and pymatting's colours.
+
+    The band is as wide as that in which keying looks for alpha.
+    """
+    from pymatting import estimate_alpha_cf, estimate_foreground_ml
+
+    scale = max(1, max(image.size) // 512)
+    picture = Image.fromarray(mask)
+    sure = np.asarray(picture.filter(ImageFilter.MinFilter(6 * scale + 1)))
+    maybe = np.asarray(picture.filter(ImageFilter.MaxFilter(4 * scale + 1)))
+    pixels = np.asarray(image) / 255
+    alpha = estimate_alpha_cf(pixels, np.where(sure, 1.0, np.where(maybe, 0.5, 0.0)))
+    colour = estimate_foreground_ml(pixels, alpha)
+    return np.dstack([colour * alpha[..., None], alpha]) * 255
+
+
+def about_the_edge(truth: Floats) -> npt.NDArray[np.bool_]:
+    """Return where errors of colour are counted: near any px that is partly the object's."""
+    alpha = Image.fromarray(truth[..., 3].astype(np.uint8))
+    size = 2 * EDGE_PX + 1
+    most, least = (
+        np.asarray(alpha.filter(kind(size)))
+        for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
+    )
+    return (most > 5) & (least < 250)
+
+
+def measured(photograph: Photograph, session: Any) -> dict[str, Any]:
+    """Cut a photograph out; return IoU and errors, or why it is refused.
+
+    Args:
+        session: rembg's, with which, and with pymatting, it is cut out too; None leaves them out.
+    """
+    image, truth = photograph.image.convert("RGB"), photograph.truth
     try:
-        (one,) = cut_out(image.convert("RGB"))
+        found = ours(image)
     except NotCutError as error:
         return {"refused": str(error)}
-    found = np.zeros(truth.shape)
-    height, width = one.pixels.shape[:2]
-    box = slice(one.top, one.top + height), slice(one.left, one.left + width)
-    found[box] = one.pixels
-    found[..., :3] *= found[..., 3:] / 255
-    mask, true = found[..., 3] >= 128, truth[..., 3] >= 128
-    soft = ((truth[..., 3] > 5) & (truth[..., 3] < 250)) | (
-        (found[..., 3] > 5) & (found[..., 3] < 250)
-    )
+    true, where = truth[..., 3] >= 128, about_the_edge(truth)
+
+    def iou(layer: Floats) -> float:
+        mask = layer[..., 3] >= 128
+        return float((mask & true).sum() / (mask | true).sum())
+
+    mask = found[..., 3] >= 128
     hard = np.dstack([np.asarray(image) * mask[..., None], mask * 255.0])
-    return {
-        "iou": float((mask & true).sum() / (mask | true).sum()),
-        "edge": edge_error(found, truth, soft),
-        "hard": edge_error(hard, truth, soft),
-        "alike": one.figures.alike,
-    }
+    row = {"iou": iou(found), "edge": edge_error(found, truth, where)}
+    row["hard"] = edge_error(hard, truth, where)
+    if session is not None:
+        peers = {"rembg": rembg(image, session), "pymatting": pymatting(image, mask)}
+        for name, layer in peers.items():
+            row[name] = edge_error(layer, truth, where)
+            row[f"{name}_iou"] = iou(layer)
+    return row
 
 
-def quality(chosen: list[tuple[str, Image.Image]], sides: list[int]) -> None:
+def quality(chosen: list[tuple[str, Image.Image]], sides: list[int], n_peers: int) -> None:
     """Print one row for each sweep and size, and every cut-out below the bars."""
-    head = ("sweep", "side", "cut out", "median IoU", "worst", "edge error", "mask alone")
+    session = None
+    if n_peers:
+        from rembg import new_session
+
+        session = new_session("u2net")
+    head = ["sweep", "side", "cut out", "median IoU", "worst", "edge error", "mask alone"]
+    if n_peers:
+        head += [f"of the first {n_peers}", *PEERS.values()]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     below = []
     refused: dict[str, int] = {}
@@ -153,7 +221,8 @@ def quality(chosen: list[tuple[str, Image.Image]], sides: list[int]) -> None:
         for sweep in SWEEPS:
             rows = []
             for seed, (name, cut) in enumerate(chosen):
-                row = measured(studio(placed(cut, side, seed), sweep, seed))
+                photograph = studio(placed(cut, side, seed), sweep, seed)
+                row = measured(photograph, session if seed < n_peers else None)
                 if reason := row.get("refused"):
                     key = " ".join(word for word in reason.split(";")[0].split() if "%" not in word)
                     refused[key] = refused.get(key, 0) + 1
@@ -162,7 +231,7 @@ def quality(chosen: list[tuple[str, Image.Image]], sides: list[int]) -> None:
                 if row["iou"] < 0.9:
                     below.append(f"{name} ({sweep}, {side} px): {row['iou']:.3f}")
             ious = [row["iou"] for row in rows]
-            cells = (
+            cells = [
                 sweep,
                 f"{side} px",
                 f"{len(rows)} of {len(chosen)}",
@@ -170,7 +239,13 @@ def quality(chosen: list[tuple[str, Image.Image]], sides: list[int]) -> None:
                 f"{min(ious):.3f}",
                 f"{np.mean([row['edge'] for row in rows]):.1f}",
                 f"{np.mean([row['hard'] for row in rows]):.1f}",
-            )
+            ]
+            if both := [row for row in rows if "rembg" in row]:
+                cells.append(f"{np.mean([row['edge'] for row in both]):.1f}")
+                for peer in PEERS:
+                    error = np.mean([row[peer] for row in both])
+                    iou = np.median([row[f"{peer}_iou"] for row in both])
+                    cells.append(f"{error:.1f} (IoU {iou:.3f})")
             print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\nBelow 0.90: {'; '.join(below) or 'none'}")
     for reason, count in refused.items():
@@ -197,10 +272,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stamps", type=int, default=100)
     parser.add_argument("--sides", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--peers", type=int, default=0, help="cut-outs that peers cut out too")
     options = parser.parse_args()
     chosen, where = stamps(options.stamps)
     print(f"{where}\n")
-    quality(chosen, options.sides)
+    quality(chosen, options.sides, options.peers)
     speed(chosen)
 
 
