@@ -52,7 +52,7 @@ class Maker:
 
     def make(self, records: Iterator[Record]) -> None:
         for record in records:
-            self._encoder.count(record, self._encoder.row(record), self._counted)
+            self._encoder.row(record, statistics=self._counted)
 
     def step(self, n: int) -> None:
         start = time.process_time()

@@ -94,9 +94,7 @@ def write_shard(
     encoder, statistics = Encoder(pinned), Statistics.of(pinned.recipe)
 
     def encode(record: Record) -> dict[str, Any]:
-        row = encoder.row(record)
-        encoder.count(record, row, statistics)
-        return row
+        return encoder.row(record, statistics=statistics)
 
     # Without a network to wait for, a second thread would only add its switching.
     rows = _in_background(encode, records) if pinned.depth else map(encode, records)

@@ -17,7 +17,7 @@ from builder.record.encoding import (
 )
 from builder.record.plan import SPLITS, TRAIN, Ids, Plan, SplitPlan, hold_out, hold_out_more
 from builder.record.render import Record, Renderer
-from builder.record.stats import Statistics, Summary, Tally, unknown_depth
+from builder.record.stats import Statistics, Summary, Tally, histogram, unknown_depth
 
 __all__ = [
     "ALPHA_IN_MASK",
@@ -43,6 +43,7 @@ __all__ = [
     "encode_instances",
     "encode_mask",
     "encode_rgb",
+    "histogram",
     "hold_out",
     "hold_out_more",
     "mask_pixels",

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from builder.record.board import Depth, Relief, Tilt, object_depth
-from builder.record.composition import Cutout, Pixels
+from builder.record.composition import Corners, Cutout, Pixels
 from builder.record.scene import Placed, inside_frame
 from builder.sources import label_parts
 
@@ -43,7 +43,8 @@ class Composed:
     """A composed record: (H, W, 3) uint8, instances (H, W) uint8, depth (H, W) uint16 or None.
 
     Instance k is the k-th of `objects`, from 1; 0 is background or a distractor. `left_out` counts
-    objects of which too little would have been seen.
+    objects of which too little would have been seen. Outside of `changed` the picture is the
+    background's.
     """
 
     fg_bg: Pixels
@@ -51,6 +52,7 @@ class Composed:
     depth: Depth | None
     objects: tuple[Seen, ...]
     left_out: int
+    changed: Corners
     distractors: tuple[Seen, ...] = ()
 
 
@@ -163,13 +165,15 @@ def compose(
     ]
     order, painted = _seen_enough(placed, cutouts, inside, min_visible, background.shape[:2])
     fg_bg = background.copy()
+    changed: list[Corners] = []
     composed = None if depth is None else depth.copy()
     for i in order:
         if shadow is not None and (dark := shadow(placed[i])) is not None:
-            _blend(fg_bg, None, dark.clear, dark.left_px, dark.top_px)
+            changed.append(_blend(fg_bg, None, dark.clear, dark.left_px, dark.top_px))
         one, made = placed[i], cutouts[i]
         margin = made.margin
-        _blend(fg_bg, made.weighted, made.clear, one.left_px - margin, one.top_px - margin)
+        at = one.left_px - margin, one.top_px - margin
+        changed.append(_blend(fg_bg, made.weighted, made.clear, *at))
         if composed is not None:
             shaped = relief(one) if relief else None
             _stand(composed, tilt, made.mask, one, shaped, inverse=inverse)
@@ -181,6 +185,7 @@ def compose(
         depth=composed,
         objects=tuple(seen[i] for i in labelled),
         left_out=sum(one.labelled for one in placed) - len(labelled),
+        changed=_around(changed),
         distractors=tuple(seen[i] for i in seen if i not in labelled),
     )
     return _mirrored(record, whole) if mirrored else record
@@ -246,14 +251,18 @@ def _blend(
     clear: npt.NDArray[np.uint16],
     left_px: int,
     top_px: int,
-) -> None:
-    """Paste colours on a picture where they lie inside of it; see `Cutout`. None is black."""
+) -> Corners:
+    """Paste colours on a picture where they lie inside of it; see `Cutout`. None is black.
+
+    Returns:
+        Where that is.
+    """
     height, width = clear.shape[0], clear.shape[1] // 3
     size = picture.shape[0]
     top, left = max(0, -top_px), max(0, -left_px)
     bottom, right = min(height, size - top_px), min(width, size - left_px)
     if top >= bottom or left >= right:
-        return
+        return 0, 0, 0, 0
     columns = slice(3 * left, 3 * right)
     flat = picture.reshape(size, -1)
     pasted = flat[top_px + top : top_px + bottom, 3 * (left_px + left) : 3 * (left_px + right)]
@@ -262,6 +271,16 @@ def _blend(
     value += value >> 8
     value >>= 8
     pasted[...] = value
+    return left_px + left, top_px + top, left_px + right, top_px + bottom
+
+
+def _around(boxes: Sequence[Corners]) -> Corners:
+    """Return the box around boxes; empty ones do not count."""
+    some = [box for box in boxes if box[2]]
+    if not some:
+        return 0, 0, 0, 0
+    lefts, tops, rights, bottoms = zip(*some, strict=True)
+    return min(lefts), min(tops), max(rights), max(bottoms)
 
 
 def _stand(
@@ -309,6 +328,12 @@ def _mirrored(record: Composed, cutouts: Sequence[Cutout]) -> Composed:
         fg_bg=turned.view(np.uint8).reshape(record.fg_bg.shape),
         instances=np.ascontiguousarray(record.instances[:, ::-1]),
         depth=None if depth is None else np.ascontiguousarray(depth[:, ::-1]),
+        changed=(
+            size - record.changed[2],
+            record.changed[1],
+            size - record.changed[0],
+            record.changed[3],
+        ),
         objects=objects,
         distractors=distractors,
     )

@@ -15,6 +15,7 @@ import xxhash
 from builder.schema import MASK_ON
 
 Pixels = npt.NDArray[np.uint8]
+Corners = tuple[int, int, int, int]  # left, top, right, bottom in px
 _Words = npt.NDArray[np.uint16]
 
 ALPHA_IN_MASK = 128  # at least 50 % of 255

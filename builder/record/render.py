@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from builder.caches import ByteCache
 from builder.pinned import NO_CATEGORY, PinnedRecipe
+from builder.record.canvas import Canvas
 from builder.record.compose import Seen, compose
-from builder.record.composition import Cutout, Pixels, cut_out, paste, pixel_hash
+from builder.record.composition import Corners, Cutout, Pixels, cut_out, paste, pixel_hash
 from builder.record.looks import Dressed, Look, Looks, colour_values, described
 from builder.record.plan import Plan, random_words
 from builder.record.scene import Rules, n_words, place_objects
@@ -21,7 +22,7 @@ from builder.record.stage import Stage, focal_of
 from builder.schema import MASK_ON, OBJECTS, object_fields
 from builder.sources import SourceBank
 
-_CACHE_BYTES = 300 * 2**20  # of cut-outs ready to be pasted
+_CACHE_BYTES = 300 * 2**20  # of cut-outs ready to be pasted, and of canvases
 
 
 class Estimator(Protocol):
@@ -52,6 +53,9 @@ class Record:
     bbox: tuple[int, int, int, int]
     coverage: float
     scene: Scene | None = None
+    # Of a composite that is its background's outside of one box: that, and the box.
+    canvas: Canvas | None = None
+    changed: Corners = (0, 0, 0, 0)
 
     @property
     def pixel_hash(self) -> str:
@@ -108,11 +112,18 @@ class Renderer:
         recipe = plan.pinned.recipe
         self._composes_depth = recipe.composes_depth
         self._estimator = None if self._composes_depth else estimator
+        self._canvas = ByteCache(self._make_canvas, lambda canvas: canvas.size_bytes, _CACHE_BYTES)
         self._cutout = ByteCache(self._cut_out, lambda cutout: cutout.size_bytes, _CACHE_BYTES)
         self._scenes: tuple[Rules, Stage, Looks] | None = None
         if recipe.is_composed:
             stage = Stage(plan.pinned, bank)
             self._scenes = rules_of(plan.pinned), stage, Looks(plan.pinned, bank, stage)
+
+    def _make_canvas(self, background: int, mirrored: bool) -> Canvas:
+        pixels = self._bank.background(background)
+        if mirrored:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return Canvas(pixels, self._plan.pinned.recipe)
 
     def _cut_out(self, foreground: int, flipped: bool) -> Cutout:
         return cut_out(self._bank.foreground(foreground), flipped)
@@ -130,12 +141,9 @@ class Renderer:
         plan = self._plan
         what = plan.combination(record_id)
         left, top = plan.placement(record_id, what.foreground, epoch)
-        composite = paste(
-            self._bank.background(what.background),
-            self._cutout(what.foreground, what.flipped),
-            left,
-            top,
-        )
+        cutout = self._cutout(what.foreground, what.flipped)
+        composite = paste(self._bank.background(what.background), cutout, left, top)
+        height, width = cutout.mask.shape
         return Record(
             record_id=record_id,
             fg_bg=composite.fg_bg,
@@ -146,6 +154,8 @@ class Renderer:
             flipped=what.flipped,
             bbox=composite.bbox,
             coverage=composite.coverage,
+            canvas=self._canvas(what.background, False),
+            changed=(left, top, left + width, top + height),
         )
 
     def _scene(
@@ -183,9 +193,11 @@ class Renderer:
             if recipe.layout == "scenes"
             else None
         )
+        fg_bg = looks.finished(made.fg_bg, look)
+        is_as_pasted = fg_bg is made.fg_bg
         return Record(
             record_id=record_id,
-            fg_bg=looks.finished(made.fg_bg, look),
+            fg_bg=fg_bg,
             mask=(made.instances > 0) * np.uint8(MASK_ON),
             depth=made.depth if self._composes_depth else None,
             background_id=plan.pinned.backgrounds[what.background].id,
@@ -200,6 +212,8 @@ class Renderer:
                 self._composes_depth,
                 made.left_out,
             ),
+            canvas=self._canvas(what.background, look.mirrored) if is_as_pasted else None,
+            changed=made.changed,
         )
 
     def composites(self, split: str, start: int, stop: int, epoch: int = 0) -> Iterator[Record]:

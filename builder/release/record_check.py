@@ -19,6 +19,7 @@ from builder.record import (
     decode_image,
     encode_image,
     encode_mask,
+    histogram,
 )
 from builder.schema import IMAGE_COLUMNS, MASK_ON
 from builder.untrusted import Unreadable, refusing, shown
@@ -88,7 +89,8 @@ class RecordCheck:
         if statistics is not None and not faults:
             sizes = {column: len(content or b"") for column, content in data.items()}
             left_out = again.scene.left_out if again and again.scene else 0
-            one = (decoded["fg_bg"], decoded["mask"], decoded.get("depth"), row["bbox"], sizes)
+            counts = histogram(decoded["fg_bg"])
+            one = (counts, decoded["mask"], decoded.get("depth"), row["bbox"], sizes)
             try:
                 # Composed again or not: nobody has compared the objects of one that is not.
                 with refusing("holds figures that cannot be counted"):

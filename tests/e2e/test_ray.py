@@ -36,6 +36,7 @@ ENVIRONMENT = {
     **os.environ,
     "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # at Ray's own 15, other work on the machine starves the workers
 }
 
 

@@ -53,6 +53,8 @@ ROOMS = (
     "record.stage",
     "record.stats",
     "record.encoding",
+    "record.spliced",
+    "record.canvas",
     "record.appearance",
     "record.looks",
     "record.render",
