@@ -9,9 +9,12 @@ both sides: this measures everything but the network.
 The class project's script is written anew here from its description: it reads and scales a
 foreground once per 40 records, copies the background, takes grey > 1 as the mask, pastes by bitwise
 and / or / add in the rectangle, and writes composite and mask (and depth, stretched per image to 8
-bits) as JPEG with `cv2.imwrite`. Ours is the real path: `Renderer.compose`, `Encoder.row`,
-`write_table`, and `write_shard`, which also counts the statistics from the decoded bytes, hashes
-the file and commits it.
+bits) as JPEG with `cv2.imwrite`. Its statistics are a second pass, which reads all files back and
+sums floats. The plain script pastes with Pillow, gives images to `datasets`, which encodes them and
+writes Parquet, and reads those back for the same sums. Ours is the real path: `Renderer.compose`,
+`Encoder.row`, `write_table`, and `write_shard`, which also counts the statistics from the decoded
+bytes, hashes the file and commits it. `whole` codes and counts all of each composite, also what its
+background had.
 """
 
 from __future__ import annotations
@@ -25,15 +28,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
+import datasets
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
 
 import builder
 from builder.build import write_shard
@@ -52,6 +57,7 @@ PHOTOGRAPHS = (Path("/usr/share/backgrounds"), Path("/usr/share/wallpapers"))
 CUTOUTS = (Path("/usr/share/tuxpaint/stamps"),)
 N_PHOTOGRAPHS, N_CUTOUTS = 24, 40
 READ_EVERY = 40  # records per foreground read, in the class project
+COUNTED = " + statistics"
 FLOOR = "the 4:4:4 JPEG of fg_bg alone (floor)"
 TARGETS_BYTES = {"png16": 37_000, "jpeg8": 21_000}
 
@@ -212,8 +218,8 @@ def stretch(depth: Array) -> Array:
 class ClassProject:
     """The class project's loop; `work.bank` gives its backgrounds, read before timing."""
 
-    def __init__(self, work: Workload, folder: Path, *, depth: bool) -> None:
-        self._work, self._folder, self._depth = work, folder, depth
+    def __init__(self, work: Workload, folder: Path, *, depth: bool, count: bool) -> None:
+        self._work, self._folder, self._depth, self._count = work, folder, depth, count
         plan = Plan(work.pinned)
         self._what = [plan.combination(record_id) for record_id in work.ids]
         places = (
@@ -262,7 +268,53 @@ class ClassProject:
             cv2.imwrite(f"{self._folder}/mask_{record_id}.jpg", mask)
             if self._depth:
                 cv2.imwrite(f"{self._folder}/depth_{record_id}.jpg", stretch(depths[record_id]))
+        if self._count:
+            files = sorted(self._folder.iterdir())
+            float_sums(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in files)
         return sum(path.stat().st_size for path in self._folder.iterdir())
+
+
+def float_sums(images: Iterable[Array]) -> dict[int, Array]:
+    """Return sums and sums of squares of 0..1 a channel, by number of dimensions."""
+    sums: dict[int, Array] = {}
+    for image in images:
+        values = image.astype(np.float32) / 255
+        both = np.stack([values.sum((0, 1)), np.square(values).sum((0, 1))])
+        sums[image.ndim] = sums.get(image.ndim, 0) + both
+    return sums
+
+
+class PlainScript:
+    """Pillow pastes, `datasets` encodes and writes; a second pass over it makes the statistics."""
+
+    def __init__(self, work: Workload, folder: Path) -> None:
+        self._folder = folder
+        plan = Plan(work.pinned)
+        size = len(work.pinned.backgrounds)
+        backgrounds = [Image.fromarray(work.bank.background(i)) for i in range(size)]
+        self._parts = []
+        for record_id in work.ids:
+            what = plan.combination(record_id)
+            cutout = Image.fromarray(work.bank.foreground(what.foreground))
+            place = plan.placement(record_id, what.foreground)
+            self._parts.append((backgrounds[what.background], cutout, what.flipped, place))
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for background, cutout, flipped, place in self._parts:
+            one = ImageOps.mirror(cutout) if flipped else cutout
+            composite, mask = background.copy(), Image.new("L", background.size)
+            composite.paste(one, place, one)
+            mask.paste(one.getchannel("A").point(lambda alpha: 255 * (alpha >= 128)), place)
+            yield {"fg_bg": composite, "mask": mask}
+
+    def run(self) -> int:
+        """Write one file; return its bytes."""
+        columns = datasets.Features({"fg_bg": datasets.Image(), "mask": datasets.Image()})
+        made = datasets.Dataset.from_list(list(self._rows()), features=columns)
+        path = self._folder / "plain.parquet"
+        made.to_parquet(str(path))
+        float_sums(np.asarray(row[column]) for row in made for column in columns)
+        return path.stat().st_size
 
 
 # --- ours -----------------------------------------------------------------------------------------
@@ -272,9 +324,15 @@ class Ours:
     """Our path for one way of storing depth (None: no depth)."""
 
     def __init__(
-        self, work: Workload, folder: Path, *, depth_format: DepthFormat | None, count: bool
+        self,
+        work: Workload,
+        folder: Path,
+        *,
+        depth_format: DepthFormat | None,
+        count: bool,
+        whole: bool = False,
     ) -> None:
-        self._work, self._folder, self._count = work, folder, count
+        self._work, self._folder, self._count, self._whole = work, folder, count, whole
         self._depth = depth_format is not None
         self._pinned, self._renderer = work.ours(depth_format)
 
@@ -282,6 +340,8 @@ class Ours:
         """Compose the records, each with its given depth map."""
         for record_id in self._work.ids:
             record = self._renderer.compose(record_id)
+            if self._whole:
+                record = replace(record, canvas=None)
             yield replace(record, depth=self._work.depths[record_id]) if self._depth else record
 
     def run(self) -> int:
@@ -320,7 +380,7 @@ class Variant:
     name: str
     peer: str | None
     target: float | None
-    make: Callable[[Path], ClassProject | Ours | JpegAlone]
+    make: Callable[[Path], ClassProject | PlainScript | Ours | JpegAlone]
 
 
 def variants(work: Workload) -> list[Variant]:
@@ -328,8 +388,11 @@ def variants(work: Workload) -> list[Variant]:
     two, three = "class project, 2 files", "class project, 3 files"
     lines = [
         Variant(FLOOR, two, None, partial(JpegAlone, work)),
-        Variant(two, None, None, partial(ClassProject, work, depth=False)),
-        Variant(three, None, None, partial(ClassProject, work, depth=True)),
+        Variant(two, None, None, partial(ClassProject, work, depth=False, count=False)),
+        Variant(three, None, None, partial(ClassProject, work, depth=True, count=False)),
+        Variant(two + COUNTED, None, None, partial(ClassProject, work, depth=False, count=True)),
+        Variant(three + COUNTED, None, None, partial(ClassProject, work, depth=True, count=True)),
+        Variant("Pillow + datasets" + COUNTED, two + COUNTED, None, partial(PlainScript, work)),
     ]
     ours: tuple[tuple[str, DepthFormat | None, str, float], ...] = (
         ("no depth", None, two, 1.75),
@@ -337,10 +400,12 @@ def variants(work: Workload) -> list[Variant]:
         ("jpeg8 depth", "jpeg8", three, 1.8),
     )
     for name, depth_format, peer, target in ours:
-        for count in (False, True):
-            title = f"ours, {name}, {'with' if count else 'without'} statistics"
-            make = partial(Ours, work, depth_format=depth_format, count=count)
-            lines.append(Variant(title, peer, None if count else target, make))
+        make = partial(Ours, work, depth_format=depth_format)
+        lines.append(Variant(f"ours, {name}", peer, target, partial(make, count=False)))
+        for whole in (False, True):
+            title = f"ours, {name}{COUNTED}{', whole' if whole else ''}"
+            counted = partial(make, count=True, whole=whole)
+            lines.append(Variant(title, peer + COUNTED, None if whole else 2.5, counted))
     return lines
 
 
@@ -404,10 +469,13 @@ def show(table: list[dict[str, Any]], about: dict[str, str]) -> None:
         )
     alone = {row["variant"]: row["us_per_record"] for row in table}
     two, three = (alone[f"class project, {n} files"] / alone[FLOOR] for n in (2, 3))
-    print("\nratio: to the class project's two-file way without depth, to its three-file way with.")
+    print(
+        "\nratio: to the class project's two files without depth, to its three with it; where\n"
+        "statistics are counted, to those and its second pass."
+    )
     print(f"If all but that JPEG were free, the ratios would be {two:.2f} and {three:.2f}.")
     for depth_format, most in TARGETS_BYTES.items():
-        row = next(r for r in table if f"{depth_format} depth, without" in r["variant"])
+        row = next(r for r in table if r["variant"] == f"ours, {depth_format} depth")
         size = row["bytes_per_record"]
         print(f"bytes per record, {depth_format}: {size:.0f} (at most {most} wanted)")
 
