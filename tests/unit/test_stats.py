@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builder.record.stats import Statistics, Summary, Tally, unknown_depth
+from builder.record.stats import Statistics, Summary, Tally, histogram, unknown_depth
 
 
 def tally_of(values: list[int], levels: int = 256) -> Tally:
@@ -118,7 +118,7 @@ def records(count: int, seed: int = 0) -> list[tuple]:
 def counted(made: list[tuple]) -> Statistics:
     total = Statistics(SIZE)
     for pixels, *rest in made:
-        total.add(Image.fromarray(pixels), *rest)
+        total.add(histogram(Image.fromarray(pixels)), *rest)
     return total
 
 
@@ -151,7 +151,7 @@ def test_statistics_of_records_equal_numpy_on_all_their_pixels() -> None:
 def test_a_set_without_depth_counts_none() -> None:
     pixels, mask, _, box, _ = records(1)[0]
     total = Statistics(SIZE)
-    total.add(Image.fromarray(pixels), mask, None, box, {})
+    total.add(histogram(Image.fromarray(pixels)), mask, None, box, {})
     assert total.tallies["depth"].counts.sum() == 0
 
 
