@@ -152,7 +152,9 @@ class _ByNetwork:
         if seen.is_alpha:
             cutout = alpha_cutout(photograph, seen.probability, mask, scale)
         else:
-            cutout = cut_by_mask(photograph, seen.probability, mask, scale, self._matting)
+            cutout = cut_by_mask(
+                photograph, seen.probability, mask, scale, self._matting, seen.grain
+            )
         score = None if seen.score is None else round(seen.score, 2)
         return cutout._replace(figures=replace(cutout.figures, score=score), label=seen.label)
 

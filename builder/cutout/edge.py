@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from builder.cutout.objects import Cutout, check_size, cut_side, edge_figures, trimmed
+from builder.cutout.objects import Cutout, check_size, cut_side, edge_figures, sides_of, trimmed
 from builder.cutout.shapes import Floats, Mask, carried, grown, shrunk
 from builder.cutout.sweep import Pixels
 
@@ -25,6 +25,7 @@ from builder.cutout.sweep import Pixels
 Matting = Callable[[Pixels, Pixels], Floats]
 
 _BAND_SHARE, _BAND_PX = 0.01, (3, 15)  # of the photograph's diagonal; each side of the outline
+_WIDEST_PX = 40  # where a px of the network's own is as large: its outline is off by so much
 _LEAST_INSIDE = 0.3  # of an object, so that it keeps a colour of its own
 _TILE_PX, _MARGIN_PX = 384, 64  # together 512, which is what matting networks are trained on
 _MOST_BAND_PX = 1_000_000  # beyond, the edge is settled in a smaller picture
@@ -57,6 +58,7 @@ def cut_by_mask(
     shape: Mask,
     scale: int,
     matting: tuple[str, Matting] | None,
+    grain: float = 1.0,
 ) -> Cutout:
     """Cut out an object that a mask says, at full size.
 
@@ -66,6 +68,7 @@ def cut_by_mask(
         shape: where the object is in the small picture.
         scale: px of the photograph in a px of that.
         matting: the name of a matting network, and it; None is closed form or a feather.
+        grain: px of the small picture in one of the network's own.
 
     Raises:
         NotCutError: it is too small, or cut off at several sides.
@@ -83,7 +86,7 @@ def cut_by_mask(
     def settled(part: Image.Image, mask: Image.Image, band_px: int) -> tuple[Pixels, str]:
         return _settled(part, mask, band_px, work, name)
 
-    return _placed(photograph, probability, shape, scale, settled)
+    return _placed(photograph, probability, shape, scale, settled, grain)
 
 
 def alpha_cutout(photograph: Image.Image, alpha: Floats, shape: Mask, scale: int) -> Cutout:
@@ -108,12 +111,13 @@ def _placed(
     shape: Mask,
     scale: int,
     settled: Callable[[Image.Image, Image.Image, int], tuple[Pixels, str]],
+    grain: float = 1.0,
 ) -> Cutout:
     """Bring an object's part of the photograph and of its mask to full size, and cut it out."""
     check_size(shape, scale)
-    cut_at = cut_side(shape)
     share = _BAND_SHARE * math.hypot(*photograph.size)
     band_px = min(max(round(share), _BAND_PX[0]), _BAND_PX[1])
+    band_px = max(band_px, min(round(grain * scale), _WIDEST_PX))
     margin = band_px // scale + _NEAR_PX
     ys, xs = np.nonzero(shape.any(1))[0], np.nonzero(shape.any(0))[0]
     top, left = max(0, int(ys[0]) - margin) * scale, max(0, int(xs[0]) - margin) * scale
@@ -124,6 +128,9 @@ def _placed(
     box = left / scale, top / scale, end / scale, stop / scale
     mask = small.resize((end - left, stop - top), Image.Resampling.BILINEAR, box=box)
     pixels, edge = settled(photograph.crop((left, top, end, stop)), mask, band_px)
+    # By alpha, for the masks of networks often end a little before the frame.
+    sides = sides_of(pixels[..., 3] >= 128, (left, top, end, stop), photograph.size)
+    cut_at = cut_side(sides)
     pixels, more_left, more_top = trimmed(pixels)
     figures = edge_figures(pixels[..., 3])
     return Cutout(pixels, left + more_left, top + more_top, cut_at, figures, edge)
@@ -248,7 +255,7 @@ def _own_colours(seen: Pixels, share: Floats) -> Pixels:
         colours[mixed] = np.rint(np.clip(own[mixed], 0, 1) * 255)
         return colours
     # The more transparent, the less does a pixel's own colour count beside that of the object.
-    ys, xs, near = carried(seen.astype(np.float32), share == 1, mixed, 2 * _BAND_PX[1])
+    ys, xs, near = carried(seen.astype(np.float32), share == 1, mixed, 2 * _WIDEST_PX)
     weight = share[ys, xs, None]
     colours[ys, xs] = np.rint(weight * seen[ys, xs] + (1 - weight) * near)
     return colours

@@ -24,6 +24,7 @@ from builder.cutout.objects import (
     edge_figures,
     objects_of,
     reduced,
+    sides_of,
     subjects,
     trimmed,
 )
@@ -289,7 +290,7 @@ class _Object:
     def __init__(self, photograph: Image.Image, sweep: Sweep, shape: Mask, scale: int) -> None:
         ys, xs = np.nonzero(shape.any(1))[0], np.nonzero(shape.any(0))[0]
         check_size(shape, scale)
-        self._cut_at = cut_side(shape)
+        self._cut_at = cut_side(sides_of(shape))
         margin = _BEYOND + 2
         top, left = max(0, int(ys[0]) - margin), max(0, int(xs[0]) - margin)
         bottom, right = int(ys[-1]) + 1 + margin, int(xs[-1]) + 1 + margin

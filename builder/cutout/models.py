@@ -72,14 +72,15 @@ class Segment(NamedTuple):
     """What a network says of one object, or of all of one class.
 
     `probability` (h, w) float32 is as large as the small picture; `parted`: what does not touch may
-    be several objects; `any_class`: it may be a background, such as sky, as well as an object;
-    `is_alpha`: it is alpha already.
+    be several objects; `grain`: how many px of that are one of the network's own; `any_class`: it
+    may be a background, such as sky, as well as an object; `is_alpha`: it is alpha already.
     """
 
     probability: Floats
     score: float | None = None
     label: str = ""
     parted: bool = False
+    grain: float = 1.0
     any_class: bool = False
     is_alpha: bool = False
 
@@ -355,7 +356,8 @@ class Segmenter:
         if self._type == "clipseg":
             logits = outputs.logits.float().reshape(1, *outputs.logits.shape[-2:])
             found = self._resized(logits, input_, size).sigmoid()[0]
-            return [Segment(_numbers(found, self._folder), parted=True)]
+            grain = _grain(logits, input_, size)
+            return [Segment(_numbers(found, self._folder), parted=True, grain=grain)]
         return self._by_query(outputs, input_, size)
 
     def _fixed(self) -> int | None:
@@ -390,7 +392,8 @@ class Segmenter:
         masks = masks.reshape(-1, *masks.shape[-2:])
         best = int(scores.argmax())
         found = self._resized(masks[best : best + 1], input_, size).sigmoid()[0]
-        return [Segment(_numbers(found, self._folder), min(1.0, float(scores[best])))]
+        grain, sure = _grain(masks, input_, size), min(1.0, float(scores[best]))
+        return [Segment(_numbers(found, self._folder), sure, grain=grain)]
 
     def _by_class(
         self, logits: torch.Tensor, input_: _Input, size: tuple[int, int]
@@ -412,7 +415,8 @@ class Segmenter:
             lead = self._resized((logits[number] - others)[None], input_, size).sigmoid()[0]
             any_class = self._wanted is None
             values = _numbers(lead, self._folder)
-            segments.append(Segment(values, None, label, parted=True, any_class=any_class))
+            grain = _grain(logits, input_, size)
+            segments.append(Segment(values, None, label, True, grain, any_class))
         return segments
 
     def _by_query(self, outputs: Any, input_: _Input, size: tuple[int, int]) -> list[Segment]:
@@ -437,6 +441,7 @@ class Segmenter:
                 _numbers(self._resized(masks[q : q + 1], input_, size).sigmoid()[0], self._folder),
                 float(scores[q]),
                 self._labels.get(int(numbers[q]), "") if self._knows else "",
+                grain=_grain(masks, input_, size),
                 any_class=any_class,
             )
             for q in kept
@@ -490,6 +495,12 @@ def _point(points: Any) -> dict[str, Any]:
         "input_points": torch.tensor(points),
         "input_labels": torch.ones((1, 1, 1), dtype=torch.long),
     }
+
+
+def _grain(masks: torch.Tensor, input_: _Input, size: tuple[int, int]) -> float:
+    """Return how many px of the small picture are one of a network's masks."""
+    of_input = input_.values.shape[-1] / masks.shape[-1]
+    return of_input * size[0] / input_.width
 
 
 def _overlap(first: torch.Tensor, second: torch.Tensor) -> float:

@@ -134,25 +134,37 @@ def check_size(shape: Mask, scale: int) -> None:
         raise NotCutError(f"shows an object of less than {_LEAST_PX} px; photograph it larger")
 
 
-def sides_of(shape: Mask) -> list[CutAt]:
-    """Return the sides of the picture that cut a shape off."""
+def sides_of(
+    shape: Mask, box: tuple[int, int, int, int] | None = None, size: tuple[int, int] | None = None
+) -> list[CutAt]:
+    """Return the sides of a picture that cut a shape off.
+
+    Args:
+        box: left, top, right and bottom of the shape in the picture; None is all of it.
+        size: width and height of the picture.
+    """
     height, width = shape.shape
-    touched: dict[CutAt, tuple[Mask, int]] = {
-        "left": (shape[:, 0], height),
-        "right": (shape[:, -1], height),
-        "top": (shape[0], width),
-        "bottom": (shape[-1], width),
+    left, top, right, bottom = box or (0, 0, width, height)
+    width, height = size or (width, height)
+    touched: dict[CutAt, tuple[bool, Mask, int]] = {
+        "left": (left == 0, shape[:, 0], height),
+        "right": (right == width, shape[:, -1], height),
+        "top": (top == 0, shape[0], width),
+        "bottom": (bottom == height, shape[-1], width),
     }
-    return [side for side, (line, n) in touched.items() if line.sum() > max(1, _TOUCH * n)]
+    return [
+        side
+        for side, (is_there, line, n) in touched.items()
+        if is_there and line.sum() > max(1, _TOUCH * n)
+    ]
 
 
-def cut_side(shape: Mask) -> CutAt:
-    """Return the side of the picture that cuts an object off, '' if none does.
+def cut_side(sides: Sequence[CutAt]) -> CutAt:
+    """Return the one side of those that cut an object off, '' if there is none.
 
     Raises:
         NotCutError: there are several.
     """
-    sides = sides_of(shape)
     if len(sides) > 1:
         raise NotCutError(
             f"shows an object that is cut off at the {' and '.join(sides)}; at most one side may "
