@@ -59,6 +59,7 @@ _TYPES = (
 )
 _FILES = ("*.json", "*.safetensors", "*.txt", "README.md")
 _MAX_CARD_BYTES = 2**22
+_STATED = re.compile(r"^license(?:_name)?:.*(?:\n[ \t-].*)*", re.MULTILINE)
 
 _SURE = 0.5  # of a query, from which it is one of an object
 _SAME = 0.7  # of the area of two masks together, from which both are of one object
@@ -129,7 +130,8 @@ def _license_of(path: Path) -> str:
     try:
         text = read_text(path / "README.md", _MAX_CARD_BYTES)
         found = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
-        stated = yaml.safe_load(found[1]) if found else None
+        # Those lines alone: merged mappings elsewhere could grow without bound.
+        stated = yaml.safe_load("\n".join(_STATED.findall(found[1]))) if found else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return ""
     if not isinstance(stated, Mapping):

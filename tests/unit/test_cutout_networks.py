@@ -387,6 +387,35 @@ def test_unsafe_or_damaged_folders_are_refused_before_anything_is_made(made, tmp
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("\ufeff---\r\ntags:\r\n- a\r\nlicense: cc-by-nc-4.0\r\n---\r\n", "cc-by-nc-4.0"),
+        ("---\nlicense:\n- mit\n- cc-by-nc-4.0\ntags: [a]\n---\n", "mit + cc-by-nc-4.0"),
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "mine"),
+        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: {a: b}\n---\n", ""),
+        ("---\nlicense: *nowhere\n---\n", ""),
+        ("# license: mit\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_license_is_what_the_card_states(made, tmp_path, card, license):
+    folder = shutil.copytree(made("mask2former"), tmp_path / "model")
+    if card is not None:
+        (folder / "README.md").write_text(card, newline="")
+    assert find_folder("model", str(folder), None)[1].license == license
+
+
+def test_a_card_that_would_grow_without_bound_is_read_at_once(made, tmp_path):
+    folder = shutil.copytree(made("mask2former"), tmp_path / "model")
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+    (folder / "README.md").write_text("\n".join(["---", *lines, "license: mit", "---", ""]))
+    assert find_folder("model", str(folder), None)[1].license == "mit"
+
+
 # --- folders and credits ----------------------------------------------------------------
 
 
