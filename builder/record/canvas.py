@@ -63,7 +63,8 @@ class Canvas:
         return jpeg, lambda: others + histogram(decode_image(part, self._recipe).crop(rows))
 
     def _prepared(self) -> Spliced:
-        self._spliced = Spliced(self._pixels, partial(encode_image, recipe=self._recipe))
+        pixels = np.ascontiguousarray(self._pixels)
+        self._spliced = Spliced(pixels, partial(encode_image, recipe=self._recipe))
         decoded = decode_image(self._spliced.jpeg, self._recipe)
         for row in range(1, len(self._counts)):
             px = 0, BLOCK_PX * (row - 1), decoded.width, BLOCK_PX * row

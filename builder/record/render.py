@@ -121,9 +121,7 @@ class Renderer:
 
     def _make_canvas(self, background: int, mirrored: bool) -> Canvas:
         pixels = self._bank.background(background)
-        if mirrored:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return Canvas(pixels, self._plan.pinned.recipe)
+        return Canvas(pixels[:, ::-1] if mirrored else pixels, self._plan.pinned.recipe)
 
     def _cut_out(self, foreground: int, flipped: bool) -> Cutout:
         return cut_out(self._bank.foreground(foreground), flipped)
