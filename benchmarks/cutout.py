@@ -175,7 +175,7 @@ def about_the_edge(truth: Floats) -> npt.NDArray[np.bool_]:
     return (most > 5) & (least < 250)
 
 
-def measured(photograph: Photograph, session: Any) -> dict[str, Any]:
+def measured(photograph: Photograph, session: Any = None) -> dict[str, Any]:
     """Cut a photograph out; return IoU and errors, or why it is refused.
 
     Args:
