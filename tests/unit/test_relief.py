@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from builder.cutout.depth import SeenDepth
 from builder.errors import BadSourcesError
 from builder.pictures import open_picture
 from builder.recipe import Recipe
@@ -298,6 +299,18 @@ def test_the_focal_length_may_stand_behind_the_pixels(tmp_path: Path) -> None:
     for (_, one), (_, other) in zip(
         after, levels_of(written(tmp_path / "before", slanted()[1])), strict=True
     ):
+        assert (one == other).all()
+
+
+def test_depth_as_cutout_writes_it_is_read(tmp_path: Path) -> None:
+    small = np.linspace(1900, 2300, 48 * 48).reshape(48, 48).astype(np.uint16)
+    seen = SeenDepth(small, (WIDTH, HEIGHT), 80.0, "some/model")
+    part = seen.part(0, 0, WIDTH, HEIGHT)
+    by_hand = written(tmp_path / "hand", part, camera={"focal_px": 80})
+    (folder := tmp_path / "fg").mkdir()
+    slanted()[0].save(folder / "a.png")
+    (folder / "a.depth.png").write_bytes(seen.png(part))
+    for (_, one), (_, other) in zip(levels_of(folder), levels_of(by_hand), strict=True):
         assert (one == other).all()
 
 
