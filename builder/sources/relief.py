@@ -35,6 +35,7 @@ _MOST = 7.99  # heights, either way, that are stored
 _MOST_TILT = 4  # times, that the nearest row of an upright board is nearer than the farthest
 _MOST_BEYOND = 0.1  # share of the pixels that may be more
 _LEAST_WEIGHT = 1 / 64  # of what is known in a pixel of a smaller size
+_NOWHERE = np.int32(1 << 14)  # px, beyond any cut-out; two squares of it fit into 32 bits
 _SOLID = 128  # alpha, from which a pixel is the object's
 
 
@@ -163,9 +164,8 @@ def _from_nearest(values: Floats, known: Mask, wanted: Mask) -> Floats:
     if not missing.any():
         return values
     height, width = known.shape
-    far = 4 * (height + width)
-    ys, xs = np.mgrid[0:height, 0:width]
-    near_y, near_x = np.where(known, ys, far), np.where(known, xs, far)
+    ys, xs = np.mgrid[0:height, 0:width].astype(np.int32)
+    near_y, near_x = np.where(known, ys, _NOWHERE), np.where(known, xs, _NOWHERE)
     step = 1 << (max(height, width) - 1).bit_length()
     while step := step // 2:
         for dy, dx in itertools.product((-step, 0, step), repeat=2):
