@@ -488,6 +488,7 @@ def main() -> None:
     options = parser.parse_args()
     core = max(os.sched_getaffinity(0))
     cv2.setNumThreads(1)
+    datasets.disable_progress_bars()
     memory = Path("/dev/shm")
     base = str(memory) if os.access(memory, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fgbg-bench-", dir=base) as name:
