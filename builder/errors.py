@@ -104,11 +104,20 @@ class CutoutError(FgbgError):
     def __init__(self, refused: Sequence[tuple[str, str]], out: str, n_made: int) -> None:
         self.refused, self.out, self.n_made = list(refused), out, n_made
         count = "1 photograph is" if len(refused) == 1 else f"{len(refused)} photographs are"
-        lines = "\n".join(f"  {name} {reason}." for name, reason in summarized(refused))
+        others = "1 other is" if n_made == 1 else f"{n_made} others are"
         super().__init__(
-            f"{count} refused:\n{lines}\n{n_made} others are cut out in {out}. Mend these and run "
-            "the same command again, or leave them out with --skip-bad (skip_bad=True)."
+            f"{count} refused:\n{self._lines()}\n{others} cut out in {out}. Mend these and run the "
+            "same command again, or leave them out with --skip-bad (skip_bad=True)."
         )
+
+    def _lines(self) -> str:
+        """Return a line for each; what to do is said where it comes up first."""
+        lines, said = [], set()
+        for name, reason in summarized(self.refused):
+            what, _, advice = reason.partition("; ")
+            lines.append(f"  {name} {what if advice and advice in said else reason}.")
+            said.add(advice)
+        return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.refused, self.out, self.n_made)

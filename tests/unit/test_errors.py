@@ -81,6 +81,17 @@ def test_of_many_files_with_one_reason_some_are_listed_and_the_rest_is_counted()
     assert summarized(sounds[:21])[-1] == ("1 more file", "is not an image")
 
 
+def test_what_to_do_about_photographs_is_said_once() -> None:
+    refused = [("a.jpg", "is grey (5%); try another"), ("b.jpg", "is grey (7%); try another")]
+    said = str(CutoutError([*refused, ("c.jpg", "shows nothing")], "cutouts", 1))
+    assert said.splitlines()[1:4] == [
+        "  a.jpg is grey (5%); try another.",
+        "  b.jpg is grey (7%).",
+        "  c.jpg shows nothing.",
+    ]
+    assert "1 other is cut out in cutouts." in said
+
+
 def test_an_unfinished_set_names_what_is_missing_and_what_makes_it() -> None:
     error = UnfinishedError("out", [f"train-{i:05d}-of-00020" for i in range(12)], "fgbg build x")
     listed = ", ".join(f"train-{i:05d}-of-00020" for i in range(10))
