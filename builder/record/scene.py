@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -333,10 +334,16 @@ def _between(low: int, high: int, sixty_fourth: int) -> int:
     """Return a size between two, even on a logarithmic scale, in units of 2^-16 px."""
     if low == high:
         return low << 16
-    steps = 0  # that lead from low to high, 64ths of an octave each, found by integers
+    return low * power_of_two(_steps(low, high) * sixty_fourth // OCTAVE)
+
+
+@lru_cache(8)  # a recipe has one range
+def _steps(low: int, high: int) -> int:
+    """Return how many 64ths of an octave lead from a size to a larger one, by integers."""
+    steps = 0
     while (low * power_of_two(steps + 1)) >> 16 <= high:
         steps += 1
-    return low * power_of_two(steps * sixty_fourth // OCTAVE)
+    return steps
 
 
 def _fault(rules: Rules, sources: Sources, placed: Sequence[Placed], one: Placed) -> int:
