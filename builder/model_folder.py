@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _INDEX_FILE = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 2**24
 _MAX_CONFIG_NUMBER = 10**6  # of layers, channels, positions; real ones stay far below
+# Of these Transformers takes a name with a slash for a repository, and asks the Hub for it.
+_NAMING = ("backbone", "attn_implementation", "_attn_implementation", "experts_implementation")
 
 # How much larger than its files a network may be: tied weights are stored once, and what is
 # computed when it is made (tables of positions) not at all.
@@ -99,7 +101,7 @@ class ModelFolder:
 
         Raises:
             FgbgError: there is none, or it has numbers that no model has: lists of that length
-                would be made.
+                would be made; or it names another repository, which would be downloaded.
         """
         config = self.read()
         waiting: list[object] = [config]
@@ -107,6 +109,8 @@ class ModelFolder:
             value = waiting.pop()
             if isinstance(value, dict | list):
                 waiting += value.values() if isinstance(value, dict) else value
+                if isinstance(value, dict):
+                    self._refuse_others(value)
             elif isinstance(value, int | float) and not abs(value) <= _MAX_CONFIG_NUMBER:
                 raise self.fault(
                     f": its config.json has the number {shown(value)}, which no {self.words} has."
@@ -118,6 +122,17 @@ class ModelFolder:
                 "model."
             )
         return config, model_type
+
+    def _refuse_others(self, part: dict[str, Any]) -> None:
+        """Refuse a part of the config for which Transformers would ask the Hub."""
+        for key in _NAMING:
+            named = part.get(key)
+            for other in named.values() if isinstance(named, dict) else [named]:
+                if isinstance(other, str) and "/" in other:
+                    raise self.fault(
+                        f": its config.json names {shown(other)} as {key}, and nothing is fetched "
+                        "but the model itself; save it anew with `model.save_pretrained(folder)`."
+                    )
 
     def weight_files(self, config: dict[str, Any]) -> list[Path]:
         """Return the safetensors files, in name order.

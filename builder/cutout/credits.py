@@ -19,7 +19,7 @@ COLUMNS = (
 )
 
 
-_FORMULA = tuple("=+-@\t\r")  # how a cell begins that a spreadsheet runs
+_FORMULA = "=+-@\t\r"  # how a cell begins that a spreadsheet runs
 
 
 class Made(NamedTuple):
@@ -71,7 +71,7 @@ def _rows(out: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _cells(row: dict[str, str]) -> dict[str, str]:
     """Return a row as it is written: no name of a file is a formula to a spreadsheet."""
     file = row["file"]
-    return {**row, "file": f"./{file}" if file.startswith(_FORMULA) else file}
+    return {**row, "file": f"./{file}" if file.startswith(tuple(_FORMULA)) else file}
 
 
 def write_credits(out: Path, made: Sequence[Made]) -> None:
@@ -96,9 +96,11 @@ def write_credits(out: Path, made: Sequence[Made]) -> None:
         row.update({name: text for name, text in stated.items() if text})
         if one.is_new or "tool" not in row:
             row["tool"], row["cut_at"] = one.tool, credit.cut_at or one.cut_at
-            row["weights"], row["weights_license"] = one.weights, one.weights_license
+            # What a model's folder says of itself is no formula either.
+            for column in ("weights", "weights_license"):
+                row[column] = getattr(one, column).lstrip(_FORMULA)
             if not credit_fault(one.label):
-                row["category"] = row.get("category") or one.label
+                row["category"] = row.get("category") or one.label.lstrip(_FORMULA)
             row["stance"] = row.get("stance") or "ground"
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -19,6 +19,7 @@ from builder.cutout.objects import Cutout, NotCutError, objects_of, reduced, sid
 from builder.cutout.shapes import Mask
 from builder.depth import Device
 from builder.errors import CutoutModelError
+from builder.pinned import credit_fault
 
 _BY_COLOUR = ("auto", "key")
 _INSIDE = 0.5  # of probability
@@ -95,8 +96,8 @@ class _ByColour:
         names = ("text", "label", "matting", "revision", "weights_license")
         if given := [name for name in names if getattr(settings, name)]:
             raise CutoutModelError(
-                f"{' and '.join(given)} need a network; name one with --how, such as "
-                "--how Roboflow/rf-detr-seg-medium."
+                f"only a network has a use for {' and '.join(given)}; name one with --how, such "
+                "as --how Roboflow/rf-detr-seg-medium."
             )
         self.options: dict[str, Any] = {"how": settings.how, "instances": settings.instances}
         self.tool = f"fgbg-dataset {__version__} key"
@@ -110,6 +111,8 @@ class _ByColour:
 class _ByNetwork:
     def __init__(self, settings: Settings) -> None:
         self._instances = settings.instances
+        if fault := credit_fault(settings.weights_license or ""):
+            raise CutoutModelError(f"the license given with --weights-license {fault}.")
         self._find, used = _segmenter(settings)
         self._matting: tuple[str, Matting] | None = None
         mats: list[Weights] = []

@@ -110,10 +110,11 @@ def find_folder(words: str, name: str, revision: str | None) -> tuple[ModelFolde
             raise CutoutModelError(
                 f"{words} {name!r} is a folder, which has no revision; leave out --revision."
             )
-        path, weights = Path(name), Path(name).resolve().name
+        path, weights, commit = Path(name), one_line(Path(name).resolve().name), ""
     elif "/" in name and is_hub_id(name) and not Path(name).exists():
         path = download(words, name, revision, _FILES, CutoutModelError)
-        weights = f"{name}@{path.name}"
+        commit = path.name
+        weights = f"{name}@{commit}"
     else:
         raise CutoutModelError(
             f"{words} {name!r} is neither a folder nor a Hub id such as "
@@ -121,7 +122,7 @@ def find_folder(words: str, name: str, revision: str | None) -> tuple[ModelFolde
         )
     folder = ModelFolder(words, name, path, CutoutModelError)
     digest = hash_files(folder.weight_files(folder.config()[0]))
-    shown = weights if "@" in weights else f"{printable(weights)} sha256:{digest[:12]}"
+    shown = weights if commit else f"{weights} sha256:{digest[:12]}"
     return folder, Weights(weights, shown, _license_of(path), digest)
 
 
@@ -272,7 +273,7 @@ class Segmenter:
         config, self._type = folder.config()
         self._kind = _kind_of(folder, config, self._type)
         by_text = self._type in _BY_TEXT
-        if by_text and not text:
+        if by_text and not text.strip():
             raise folder.fault(" finds what a text says; give it, as in --text 'a cup'.")
         if text and not by_text:
             raise folder.fault(
@@ -424,6 +425,7 @@ class Segmenter:
     def _by_query(self, outputs: Any, input_: _Input, size: tuple[int, int]) -> list[Segment]:
         """Read queries, each of which may have found an object."""
         masks, scores, numbers = self._queries(outputs)
+        _check_numbers(self._folder, scores, masks)  # NaN would be nothing that was found
         solid = masks > 0
         kept: list[int] = []
         for query in scores.argsort(descending=True, stable=True).tolist():
@@ -510,10 +512,14 @@ def _overlap(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def _numbers(values: torch.Tensor, folder: ModelFolder) -> Floats:
+    _check_numbers(folder, values)
     found: Floats = values.cpu().numpy().astype(np.float32)
-    if not np.isfinite(found).all():
-        raise folder.fault(" gives NaN or infinity; the training that made it may have diverged.")
     return found
+
+
+def _check_numbers(folder: ModelFolder, *values: torch.Tensor) -> None:
+    if not all(bool(some.isfinite().all()) for some in values):
+        raise folder.fault(" gives NaN or infinity; the training that made it may have diverged.")
 
 
 class Matter:

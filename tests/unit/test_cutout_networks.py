@@ -25,6 +25,7 @@ from builder.cutout.edge import alpha_cutout, cut_by_mask, trimap_of
 from builder.cutout.models import Matter, Segmenter, find_folder
 from builder.cutout.objects import NotCutError, reduced
 from builder.errors import CutoutError, CutoutModelError
+from builder.sources import read_credits
 from tests.networks import MAKERS, RED, TEXT, inputs, save, scene
 
 Made = Callable[[str], Path]
@@ -340,7 +341,8 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(made, tmp_path):
     assert "--how" in refusal("key", text="x", label="y")
     for nonsense in ("../a/b", "kye", ""):
         assert "is neither a folder nor a Hub id such as" in refusal(nonsense)
-    assert "finds what a text says" in refusal(made("clipseg"))
+    for text in ("", " \n"):
+        assert "finds what a text says" in refusal(made("clipseg"), text=text)
     assert "reads no text; leave out --text" in refusal(made("mask2former"), text="dog")
     assert "knows no classes; leave out --label" in refusal(made("sam"), label="dog")
     assert "is a folder, which has no revision" in refusal(made("sam"), revision="main")
@@ -368,6 +370,15 @@ def test_unsafe_or_damaged_folders_are_refused_before_anything_is_made(made, tmp
     (hostile / "config.json").write_text(json.dumps(config | {"hidden_dim": 32 * 1024}))
     assert "larger network than its" in refusal(hostile)
     (hostile / "config.json").write_text(json.dumps(config))
+    for asked in (
+        {"backbone": "other/model", "backbone_config": None},
+        {"backbone": "hf-hub:other/model", "backbone_config": None, "use_timm_backbone": True},
+        {"attn_implementation": {"backbone_config": "kernels-community/other"}},
+        {"backbone_config": config["backbone_config"] | {"attn_implementation": "a/b"}},
+    ):
+        (hostile / "config.json").write_text(json.dumps(config | asked))
+        assert "nothing is fetched but the model itself" in refusal(hostile)
+    (hostile / "config.json").write_text(json.dumps(config))
     settings = {"size": {"height": 10**6, "width": 10**6}, "do_normalize": False}
     (hostile / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(CutoutModelError, match="which no picture can be brought to"):
@@ -378,6 +389,14 @@ def test_unsafe_or_damaged_folders_are_refused_before_anything_is_made(made, tmp
     weights.pop("class_predictor.weight")
     safetensors.torch.save_file(weights, lacking / "model.safetensors", {"format": "pt"})
     assert "lacks 1 weights" in refusal(lacking)
+
+    for kind in ("mask2former", "rf_detr"):
+        endless = shutil.copytree(made(kind), tmp_path / f"endless-{kind}")
+        settings = json.loads((endless / "preprocessor_config.json").read_text())
+        scaled = json.dumps(settings | {"rescale_factor": 1e300})
+        (endless / "preprocessor_config.json").write_text(scaled)
+        with pytest.raises(CutoutModelError, match="gives NaN or infinity"):
+            cut(scene(0)[0], endless)
 
     remote = shutil.copytree(made("mask2former"), tmp_path / "remote")
     code = {"auto_map": {"AutoModelForUniversalSegmentation": "evil.Evil"}}
@@ -448,6 +467,27 @@ def test_a_folder_is_cut_out_credited_and_resumed_by_the_weights(made, tmp_path)
     assert rows_of(out)["photo0.png"]["weights_license"] == "cc-by-nc-4.0"
     with pytest.raises(CutoutError, match="nothing that the network takes for an object"):
         cutout(photos, tmp_path / "none", how=str(moved), label="cat")
+
+
+def test_what_a_folder_says_of_itself_is_plain_text_in_the_credits(made, tmp_path):
+    photos, out = folder_of(tmp_path / "photos", 1), tmp_path / "out"
+    folder = shutil.copytree(made("mask2former"), tmp_path / "@SUM(1)\x1b[31m\nmodel@2")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["1"] = "=HYPERLINK(1)"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "README.md").write_text("---\nlicense: '=1+1'\n---\n")
+    cutout(photos, out, how=str(folder))
+    row = rows_of(out)["photo0.png"]
+    assert row["weights"].startswith("SUM(1)\\x1b[31m model@2 sha256:")
+    assert row["tool"].endswith(" @SUM(1)\\x1b[31m model@2")
+    assert (row["weights_license"], row["category"]) == ("1+1", "HYPERLINK(1)")
+    found = read_credits(out, [out / "credits.csv"], {"photo0.png"})
+    assert not found.lost
+    assert found.by_file["photo0.png"].tool == row["tool"]
+    for wrong in ("a\x1bb", "x" * 2001):
+        assert "the license given with --weights-license h" in refusal(
+            folder, weights_license=wrong
+        )
 
 
 def test_a_matting_network_is_credited_too(made, tmp_path):
