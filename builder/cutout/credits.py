@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -74,14 +74,15 @@ def _cells(row: dict[str, str]) -> dict[str, str]:
     return {**row, "file": f"./{file}" if file.startswith(tuple(_FORMULA)) else file}
 
 
-def write_credits(out: Path, made: Sequence[Made]) -> None:
+def write_credits(out: Path, made: Sequence[Made], deleted: Collection[str] = ()) -> None:
     """Write the credits of cut-outs; what a person wrote there beside ours is kept.
 
-    A photograph's author, license, url, category, height and stance win where it has them.
+    A photograph's author, license, url, category, height and stance win where it has them. Of files
+    that were deleted nothing is said any more.
     """
     header, rows = _rows(out)
     columns = [*COLUMNS, *(name for name in header if name not in COLUMNS)]
-    by_file = {row["file"]: row for row in rows}
+    by_file = {row["file"]: row for row in rows if row["file"] not in deleted}
     for one in made:
         row = by_file.setdefault(one.file, {"file": one.file})
         credit = one.credit

@@ -26,11 +26,12 @@ from PIL import Image
 from builder.cutout.credits import Made, check_credits, write_credits
 from builder.cutout.cutter import Cutter, Settings, cutter, sharing_cores
 from builder.cutout.depth import FOV_DEG, PhotographDepth, SeenDepth, tile_of, wanted_depth
+from builder.cutout.notes import cutout_file, depth_file, files_of, read_note
 from builder.cutout.objects import Cutout, NotCutError
 from builder.cutout.report import Card, strip_of, thumbnail_of, write_report
 from builder.depth import Device
 from builder.errors import BadSourcesError, CutoutError, FgbgError
-from builder.files import create_bytes, read_text, sha256_file, sweep, write_bytes, write_text
+from builder.files import create_bytes, sha256_file, sweep, write_bytes, write_text
 from builder.sources import (
     REPORT_FILE,
     BadImageError,
@@ -43,12 +44,9 @@ from builder.sources import (
     scan,
     unread,
 )
-from builder.untrusted import parse_json, printable
+from builder.untrusted import printable
 
 _NOTES = ".cutout"  # in OUT: a note on each photograph
-_MAX_NOTE_BYTES = 2**22
-_NOTE_KEYS = {"photograph", "sha256", "options", "tool", "made", "refused", "picture"}
-_MADE_KEYS = {"file", "sha256", "cut_at", "size", "at", "figures", "strip"}
 # Of errors that another name would mend; any other, such as a full disk, ends the run.
 _OF_A_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _PHOTOGRAPHS_AT_ONCE = 4  # by default, so that memory does not grow with the cores
@@ -81,10 +79,11 @@ class CutoutReport:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What became of a photograph: its note, and whether it was made now."""
+    """What became of a photograph: its note, whether it was made now, and what was deleted."""
 
     note: Mapping[str, Any]
     is_new: bool
+    deleted: tuple[str, ...] = ()
 
 
 def cutout(
@@ -197,10 +196,12 @@ def cut_folder(
     kept: list[str] = []
     refused: list[tuple[str, str]] = []
     made: list[Made] = []
+    deleted: set[str] = set()
     with sharing_cores(workers, _cores()):
         for file, outcome in zip(found.files, outcomes, strict=True):
             if progress:
                 progress(1)
+            deleted.update(outcome.deleted)
             if reason := outcome.note["refused"]:
                 refused.append((printable(file.file), reason))
                 continue
@@ -211,7 +212,7 @@ def cut_folder(
     if not dry_run:
         out.mkdir(parents=True, exist_ok=True)
         if made:
-            write_credits(out, made)
+            write_credits(out, made, deleted)
         write_report(out / REPORT_FILE, folder.cards({name_key(name) for name, _ in refused}))
     return CutoutReport(str(out), tuple(cut), tuple(kept), tuple(refused), dry_run)
 
@@ -300,9 +301,10 @@ class _Folder:
                     if note["refused"]:  # it was other depth that could not be written
                         note["refused"] = ""
                         self._write_note(file, note)
-                    return _Outcome(note, is_new=False)
+                    return self._outlived(file, note)
                 return self._deepened(file, note, alone)
-        before = note["made"] if note else []
+        earlier = files_of(note) if note else {}
+        deleted: tuple[str, ...] = ()
         note = {
             "photograph": printable(file.file),
             "sha256": file.sha256,
@@ -313,17 +315,24 @@ class _Folder:
             "made": [],
             "refused": "",
             "picture": "",
+            "earlier": earlier,
         }
         try:
             note["made"] = self._made(file, note, alone)
-            if self._depth is None:
-                self._remove_depth(before)
+            deleted = self._clear(note)
         except LargeImageError:
             raise
         except (BadImageError, NotCutError) as error:
             note["refused"] = str(error)
         self._write_note(file, note)
-        return _Outcome(note, is_new=True)
+        return _Outcome(note, is_new=True, deleted=deleted)
+
+    def _outlived(self, file: SourceFile, note: dict[str, Any]) -> _Outcome:
+        """Keep what is there; with --overwrite, of that what would be made now."""
+        deleted = self._clear(note) if self._overwrite and note.get("earlier") else ()
+        if deleted:
+            self._write_note(file, note)
+        return _Outcome(note, is_new=False, deleted=deleted)
 
     def _write_note(self, file: SourceFile, note: Mapping[str, Any]) -> None:
         if not self._dry_run:
@@ -360,13 +369,25 @@ class _Folder:
         self._write_note(file, note)
         return _Outcome(note, is_new=False)
 
-    def _remove_depth(self, made: Sequence[Mapping[str, Any]]) -> None:
-        """Delete depth that was written for an earlier cut-out, for it does not fit this one."""
-        for depth in (one["depth"] for one in made if one.get("depth")):
-            path = self._out / depth["file"]
-            is_ours = path.is_file() and sha256_file(path) == depth["sha256"]
-            if is_ours and not self._dry_run:
-                path.unlink()
+    def _clear(self, note: dict[str, Any]) -> tuple[str, ...]:
+        """Delete what was written for this photograph earlier and does not belong to it now.
+
+        That is the depth of what is cut out again without, and, with --overwrite, cut-outs of
+        which there are fewer now. What a person has changed since stays. Returns what is deleted.
+        """
+        now = files_of({**note, "earlier": {}})
+        deleted = []
+        for name, digest in note["earlier"].items():
+            if name in now or not (self._overwrite or cutout_file(name) in now):
+                continue
+            path = self._out / name
+            if path.is_file() and sha256_file(path) == digest:
+                deleted.append(name)
+                if not self._dry_run:
+                    path.unlink()
+        gone = {*now, *deleted}
+        note["earlier"] = {k: v for k, v in note["earlier"].items() if k not in gone}
+        return tuple(deleted)
 
     def _is_kept(self, note: Mapping[str, Any]) -> bool:
         """Whether all that was made of a photograph is there, as it was unless --overwrite."""
@@ -431,7 +452,7 @@ class _Folder:
             NotCutError: another file is there.
         """
         assert self._depth is not None
-        depth, name = seen.part(*box), f"{name.removesuffix('.png')}.depth.png"
+        depth, name = seen.part(*box), depth_file(name)
         content = seen.png(depth)
         digest = self._kept_file(name, content)
         picture, options = _base64(tile_of(depth)), self._depth.options
@@ -501,19 +522,19 @@ class _Folder:
         return self._out / _NOTES / f"{key}.json"
 
     def _note(self, file: SourceFile) -> dict[str, Any] | None:
-        return _read_note(self._note_path(file))
+        return read_note(self._note_path(file))
 
     def cards(self, refused: set[str]) -> Iterator[Card]:
         """Give what the report shows: what is refused now, then all cut-outs that are there."""
         paths = sorted((self._out / _NOTES).glob("*.json"))
         order = []
         for path in paths:
-            if note := _read_note(path):
+            if note := read_note(path):
                 bad = bool(note["refused"])
                 if (bad and name_key(note["photograph"]) in refused) or note["made"]:
                     order.append((not bad, note["photograph"], path))
         for _, _, path in sorted(order):
-            if (note := _read_note(path)) is None:
+            if (note := read_note(path)) is None:
                 continue
             if note["refused"]:
                 yield Card(note["photograph"], note["picture"], refused=note["refused"])
@@ -529,16 +550,6 @@ class _Folder:
                         figures=one["figures"],
                         depth=(one.get("depth") or {}).get("picture", ""),
                     )
-
-
-def _read_note(path: Path) -> dict[str, Any] | None:
-    """Read a note; None where there is none that can be read, and the photograph is made again."""
-    try:
-        note = parse_json(read_text(path, _MAX_NOTE_BYTES))
-        is_note = set(note) >= _NOTE_KEYS and all(set(one) >= _MADE_KEYS for one in note["made"])
-    except (OSError, ValueError, TypeError):
-        return None
-    return note if is_note else None
 
 
 def _is_utf8(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -472,6 +473,9 @@ def test_depth_of_an_earlier_photograph_does_not_stay_beside_a_new_cut_out(tmp_p
     (out / "birds/photo1.depth.png").write_bytes(b"by hand")
     photograph(7).image.save(photos / "boats/photo0.jpg")
     photograph(8).image.save(photos / "birds/photo1.jpg")
+    # Refused in between: the old ones are still known to be this package's.
+    assert len(cutout(photos, out, skip_bad=True).refused) == 2
+    assert (out / "boats/photo0.depth.png").exists()
     cutout(photos, out, overwrite=True, dry_run=True)
     assert (out / "boats/photo0.depth.png").exists()
     cutout(photos, out, overwrite=True)
@@ -612,6 +616,49 @@ def test_a_damaged_note_is_made_again(tmp_path, text):
     assert files_in(out) == before
 
 
+def whole(**fields):
+    """Return what puts fields into a note."""
+    return lambda note, _secret: note.update(fields)
+
+
+def one(**fields):
+    """Return what puts fields into what a note says of its cut-out."""
+    return lambda note, _secret: note["made"][0].update(fields)
+
+
+def stolen(note, secret):
+    """Call a file outside of the folder the depth of an earlier cut-out."""
+    digest = hashlib.sha256(secret.read_bytes()).hexdigest()
+    depth = {"file": "../secret.png", "sha256": digest, "options": {}, "picture": ""}
+    note["sha256"], note["made"][0]["depth"] = "", depth
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        whole(photograph=7), whole(picture='"><b>'), whole(tool=["x"]), whole(weights=3),
+        whole(earlier={"../secret.png": ""}), whole(earlier=[]), whole(made={}),
+        one(figures=[1]), one(figures={"soft": "x"}), one(size=5), one(size=["<b>", 2]),
+        one(at=[-1, 0]), one(file=5), one(file="../secret.png"), one(file="/secret.png"),
+        one(cut_at={}), one(cut_at="inside"), one(edge=[1]), one(depth="x"), one(label=3),
+        one(strip='"><script>alert(1)</script>'), stolen,
+    ],
+)  # fmt: skip
+def test_a_forged_note_counts_for_nothing(tmp_path, forge):
+    photos, out, secret = folder_of(tmp_path / "photos", 1), tmp_path / "out", tmp_path / "secret"
+    secret = secret.with_suffix(".png")
+    secret.write_bytes(b"of somebody")
+    cutout(photos, out)
+    before = files_in(out)
+    (path,) = (out / ".cutout").glob("*.json")
+    note = json.loads(path.read_text())
+    forge(note, secret)
+    path.write_text(json.dumps(note))
+    cutout(photos, out, overwrite=True)
+    assert files_in(out) == before
+    assert secret.read_bytes() == b"of somebody"
+
+
 def test_dry_run_writes_nothing_and_says_the_same(tmp_path):
     photos, out = folder_of(tmp_path / "photos", 2), tmp_path / "out"
     dry = cutout(photos, out, dry_run=True)
@@ -626,6 +673,35 @@ def test_instances_get_numbers(tmp_path):
     with pytest.raises(CutoutError, match="shows 2 objects"):
         cutout(photos, out)
     assert cutout(photos, out, instances=True).cut == ("both-1.png", "both-2.png")
+
+
+def test_objects_that_a_photograph_shows_no_more_go_with_overwrite(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    hard.two().image.save(photos / "both.jpg", quality=95)
+    cutout(photos, out, instances=True, depth_model="demo")
+    photograph(3).image.save(photos / "both.jpg", quality=95)
+    assert cutout(photos, out, instances=True, skip_bad=True).refused
+    assert (out / "both-2.png").exists()
+    cutout(photos, out, instances=True, overwrite=True)
+    assert {name for name in files_in(out) if name.endswith(".png")} == {"both-1.png"}
+    assert "both-2.png" not in (out / "credits.csv").read_text()
+    # The same where nothing is left to be made, and never of what a person has changed.
+    cutout(photos, out)
+    assert (out / "both-1.png").exists()
+    (out / "both-1.png").write_bytes(b"by hand")
+    cutout(photos, out, overwrite=True)
+    assert (out / "both-1.png").read_bytes() == b"by hand"
+
+
+def test_a_cut_out_of_an_earlier_way_goes_with_overwrite(tmp_path):
+    photos, out = folder_of(tmp_path / "photos", 1), tmp_path / "out"
+    (old,) = cutout(photos, out, instances=True).cut
+    (new,) = cutout(photos, out).cut
+    assert {old, new} <= set(files_in(out))
+    assert cutout(photos, out, overwrite=True).kept == (new,)
+    assert old not in files_in(out)
+    assert old not in (out / "credits.csv").read_text()
 
 
 def test_folders_that_would_mix_are_refused(tmp_path):

@@ -75,6 +75,7 @@ ROOMS = (
     "cutout.by_rembg",
     "cutout.cutter",
     "cutout.credits",
+    "cutout.notes",
     "cutout.depth",
     "cutout.report",
     "cutout.folder",
