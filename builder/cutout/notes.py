@@ -1,4 +1,4 @@
-"""Notes on what was made of each photograph, in a hidden folder of the cut-outs.
+"""Notes on what was made of each photograph, in a hidden folder beside its cut-outs.
 
 The folder may come from somebody else, and what its notes say is shown, opened and deleted. So a
 note counts only where all of it is what this package writes.
