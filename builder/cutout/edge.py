@@ -232,13 +232,21 @@ def _closed_form(tile: _Tile) -> Floats | None:
     None where its solver finds none, or a tile of a thin part shows but one side of the edge.
     """
     from pymatting.alpha.estimate_alpha_cf import estimate_alpha_cf
+    from pymatting.preconditioner.ichol import ichol
 
+    # It prints what it tries in vain to stdout, where the result goes as JSON. A name of its own
+    # module, since stdout itself is every thread's.
+    ichol.__globals__["print"] = _say_nothing
     with _PYMATTING:
         try:
             alpha = estimate_alpha_cf(tile.seen / 255.0, tile.trimap / 255.0)
         except ValueError:  # also where it misses one side
             return None
     return np.asarray(alpha, np.float32) if np.isfinite(alpha).all() else None
+
+
+def _say_nothing(*_: object) -> None:
+    pass
 
 
 def _own_colours(seen: Pixels, share: Floats) -> Pixels:

@@ -38,6 +38,7 @@ from builder.sources import (
     Credit,
     LargeImageError,
     SourceFile,
+    companion_of,
     decode,
     name_key,
     read_credits,
@@ -412,6 +413,11 @@ class _Folder:
         if not _is_utf8(file.file):
             raise NotCutError("has a name that is not UTF-8, which credits.csv is in; rename it")
         target = self._target(file)
+        if companion_of(target, "foreground"):
+            raise NotCutError(
+                f"would be {printable(target)}, which is what the depth of a cut-out is called; "
+                "rename it"
+            )
         others = [name for name in self._sharing[name_key(target)] if name != printable(file.file)]
         if others:
             raise NotCutError(

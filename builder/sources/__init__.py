@@ -1,6 +1,7 @@
 """Pictures in, prepared sources out."""
 
 from builder.sources.backdrop import Backdrop, DepthBy, Given
+from builder.sources.companions import companion_of
 from builder.sources.credits import (
     Credit,
     credit_rows,
@@ -53,6 +54,7 @@ __all__ = [
     "SourceFile",
     "StoredRelief",
     "check_license_id",
+    "companion_of",
     "conflicts",
     "contents",
     "credit_rows",

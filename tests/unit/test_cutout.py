@@ -593,6 +593,19 @@ def test_a_name_that_cannot_be_written_refuses_its_photograph_alone(tmp_path):
     assert (out / "report.html").exists()
 
 
+def test_a_photograph_that_is_called_as_depth_is_does_not_become_it(tmp_path):
+    photos, out = folder_of(tmp_path / "photos", 1), tmp_path / "out"
+    (photo,) = photos.rglob("*.jpg")
+    photograph(5).image.save(photo.with_name(f"{photo.stem}.Depth.jpg"))
+    with pytest.raises(CutoutError, match="what the depth of a cut-out is called; rename it"):
+        cutout(photos, out)
+    cutout(photos, out, depth_model="demo", skip_bad=True)
+    (depth,) = out.rglob("*.depth.png")
+    with Image.open(depth) as seen:
+        assert seen.mode.startswith("I")
+    assert not list(out.rglob("*.Depth.png"))
+
+
 def test_credits_of_cut_outs_that_end_early_stop_everything(tmp_path):
     photos, out = folder_of(tmp_path / "photos", 1), tmp_path / "out"
     out.mkdir()

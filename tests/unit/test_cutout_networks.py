@@ -293,6 +293,15 @@ def test_vitmatte_decides_in_the_band_and_nowhere_else(made):
     assert np.abs(final - there).max() < 0.03
 
 
+def test_matting_prints_nothing_beside_the_result(capfd):
+    board = np.indices((23, 45)).sum(0) % 2 * np.uint8(255)
+    trimap = np.full(board.shape, 128, np.uint8)
+    trimap[0], trimap[-1] = 0, 255
+    tile = edge._Tile(np.dstack([board] * 3), trimap, trimap)  # takes the solver several attempts
+    assert edge._closed_form(tile) is not None
+    assert capfd.readouterr().out == ""
+
+
 def test_without_pymatting_the_edge_is_a_feather_and_still_loses_the_old_background(monkeypatch):
     photograph, truth = scene(1)
     monkeypatch.setitem(sys.modules, "pymatting", None)
