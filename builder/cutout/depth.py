@@ -28,7 +28,6 @@ FOV_DEG = 60.0  # of the longer side, where a photograph does not say
 _FILM_MM = 43.27  # diagonal of the film that EXIF's equivalent focal length is for
 _FOCALS_MM = (1, 5000)  # equivalent focal lengths that a camera may have
 _STRIP_PX = 2_500_000
-_TILE_PX = 220
 _PNG_LEVEL = 1
 
 Stored = npt.NDArray[np.uint16]
@@ -138,21 +137,6 @@ class SeenDepth:
         buffer = io.BytesIO()
         Image.fromarray(depth).save(buffer, "PNG", compress_level=_PNG_LEVEL, pnginfo=texts)
         return buffer.getvalue()
-
-
-def tile_of(depth: Stored) -> bytes:
-    """Return a small JPEG of depth: near bright, far dark, unknown black."""
-    step = max(1, max(depth.shape) // _TILE_PX)
-    small = depth[::step, ::step].astype(np.float32)
-    known = small > 0
-    grey = np.zeros(small.shape, np.uint8)
-    if known.any():
-        near, far = float(small[known].min()), float(small[known].max())
-        share = (far - small) / max(far - near, 1.0)
-        grey = np.where(known, 40 + 215 * share, 0).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
 
 
 def focal_length_px(path: Path, size: tuple[int, int], fov_deg: float) -> float:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from builder.cutout.objects import Cutout, check_size, cut_side, edge_figures, sides_of, trimmed
-from builder.cutout.shapes import Floats, Mask, carried, grown, shrunk
+from builder.cutout.shapes import Floats, Mask, carried, grown, shrunk, smoothed
 from builder.cutout.sweep import Pixels
 
 # From RGB (h, w, 3) and a trimap (h, w) of 0, 128 and 255: alpha, 0 to 1.
@@ -73,19 +74,14 @@ def cut_by_mask(
     Raises:
         NotCutError: it is too small, or cut off at several sides.
     """
-    name, work = "feather", cast("_Work", _feather)
+    work: _Work = _feather
+    name = "feather"
     if matting:
         name, network = matting
-
-        def work(tile: _Tile) -> Floats:
-            return network(tile.seen, tile.trimap)
-
+        work = partial(_by_network, network)
     elif has_pymatting():
         name, work = "closed form", _closed_form
-
-    def settled(part: Image.Image, mask: Image.Image, band_px: int) -> tuple[Pixels, str]:
-        return _settled(part, mask, band_px, work, name)
-
+    settled = partial(_settled, work=work, name=name)
     return _placed(photograph, probability, shape, scale, settled, grain)
 
 
@@ -96,13 +92,7 @@ def alpha_cutout(photograph: Image.Image, alpha: Floats, shape: Mask, scale: int
         NotCutError: it is too small, or cut off at several sides.
     """
 
-    def settled(part: Image.Image, mask: Image.Image, _: int) -> tuple[Pixels, str]:
-        share = np.asarray(mask)
-        trimap = np.full(share.shape, 128, np.uint8)
-        trimap[share == 255], trimap[share == 0] = 255, 0
-        return _refined(np.asarray(part), trimap, share, _as_said), "network"
-
-    return _placed(photograph, alpha, shape, scale, settled)
+    return _placed(photograph, alpha, shape, scale, _taken)
 
 
 def _placed(
@@ -172,6 +162,14 @@ def _settled(
     return pixels, f"{name} at 1/{shrink} of the size"
 
 
+def _taken(part: Image.Image, mask: Image.Image, _band_px: int) -> tuple[Pixels, str]:
+    """Return the pixels of an object whose mask is alpha already, and that this is so."""
+    share = np.asarray(mask)
+    trimap = np.full(share.shape, 128, np.uint8)
+    trimap[share == 255], trimap[share == 0] = 255, 0
+    return _refined(np.asarray(part), trimap, share, _as_said), "network"
+
+
 def _refined(seen: Pixels, trimap: Pixels, mask: Pixels, work: _Work) -> Pixels:
     """Return pixels with alpha, of which the band of a trimap is settled tile by tile."""
     pixels = np.dstack([seen, np.where(trimap == 255, np.uint8(255), np.uint8(0))])
@@ -210,15 +208,12 @@ def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, slice], tuple[
 
 
 def _feather(tile: _Tile) -> Floats:
-    """Return the mask with an edge of one px: the means over 3 x 3."""
-    mask = tile.mask
-    padded = np.pad((mask >= 128).astype(np.float32), 1, mode="edge")
-    height, width = mask.shape
-    total = np.zeros(mask.shape, np.float32)
-    for dy in range(3):
-        for dx in range(3):
-            total += padded[dy : dy + height, dx : dx + width]
-    return total / np.float32(9)
+    """Return the mask with an edge of one px."""
+    return smoothed((tile.mask >= 128).astype(np.float32))
+
+
+def _by_network(network: Matting, tile: _Tile) -> Floats:
+    return network(tile.seen, tile.trimap)
 
 
 def _as_said(tile: _Tile) -> Floats:

@@ -25,10 +25,10 @@ from PIL import Image
 
 from builder.cutout.credits import Made, check_credits, write_credits
 from builder.cutout.cutter import Cutter, Settings, cutter, sharing_cores
-from builder.cutout.depth import FOV_DEG, PhotographDepth, SeenDepth, tile_of, wanted_depth
+from builder.cutout.depth import FOV_DEG, PhotographDepth, SeenDepth, wanted_depth
 from builder.cutout.notes import cutout_file, depth_file, files_of, read_note
 from builder.cutout.objects import Cutout, NotCutError
-from builder.cutout.report import Card, strip_of, thumbnail_of, write_report
+from builder.cutout.report import Card, depth_tile_of, strip_of, thumbnail_of, write_report
 from builder.depth import Device
 from builder.errors import BadSourcesError, CutoutError, FgbgError
 from builder.files import create_bytes, sha256_file, sweep, write_bytes, write_text
@@ -461,7 +461,7 @@ class _Folder:
         depth, name = seen.part(*box), depth_file(name)
         content = seen.png(depth)
         digest = self._kept_file(name, content)
-        picture, options = _base64(tile_of(depth)), self._depth.options
+        picture, options = _base64(depth_tile_of(depth)), self._depth.options
         return {"file": name, "sha256": digest, "options": options, "picture": picture}
 
     def _written(self, photograph: Image.Image, name: str, cutout: Cutout) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from builder.cutout.shapes import (
     opened,
     parts,
     shrunk,
+    smoothed,
     touching,
 )
 from builder.cutout.sweep import Pixels, Sweep, fit_border, fit_outside
@@ -174,7 +175,7 @@ def _before(small: Floats, sweep: Sweep) -> _Seen:
 def _unlike(small: Floats, sweep: Sweep) -> tuple[Floats, Floats, Mask, Mask]:
     """Return distances from the sweep, also smoothed, and what is surely or maybe no sweep."""
     distance = _distance(small, sweep)
-    even = _smoothed(distance)
+    even = smoothed(distance)
     sure = distance > max(_SURE[0], _SURE[1] * sweep.spread)
     maybe = sure | (even > max(_MAYBE[0], _MAYBE[1] * sweep.spread))
     return distance, even, sure, maybe
@@ -210,7 +211,7 @@ def _shadow(small: Floats, sweep: Sweep, even: Floats, maybe: Mask) -> Mask:
     dark: Mask = maybe & hue & (light > _SHADOW_LIGHT[0]) & (light < _SHADOW_LIGHT[1])
     if not dark.any():
         return dark
-    softer = _smoothed(_smoothed(even))
+    softer = smoothed(smoothed(even))
     slope: Floats = np.zeros_like(even)
     for axis in (0, 1):
         step = np.abs(np.diff(softer, axis=axis))
@@ -263,17 +264,6 @@ def _take_out(cutout: Cutout, spill: Floats, channel: int, scale: int) -> None:
     values = cutout.pixels[..., channel]
     less = np.minimum(values, np.rint(np.asarray(grown_map)).astype(np.uint8))
     values -= less
-
-
-def _smoothed(values: Floats) -> Floats:
-    """Return the means over 3 x 3 px."""
-    padded = np.pad(values, 1, mode="edge")
-    rows = padded[:-2] + padded[1:-1]
-    rows += padded[2:]
-    means: Floats = rows[:, :-2] + rows[:, 1:-1]
-    means += rows[:, 2:]
-    means *= 1 / 9
-    return means
 
 
 class _Object:

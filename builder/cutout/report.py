@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from PIL.Image import Resampling
 
@@ -85,6 +86,19 @@ def strip_of(photograph: Image.Image, cutout: Cutout) -> bytes:
         left = tile * _TILE_PX + (_TILE_PX - fitted[0]) // 2
         strip.paste(own, (left, (_TILE_PX - fitted[1]) // 2), own)
     return _jpeg(strip)
+
+
+def depth_tile_of(depth: npt.NDArray[np.uint16]) -> bytes:
+    """Return a small JPEG of depth: near bright, far dark, unknown black."""
+    step = max(1, max(depth.shape) // _TILE_PX)
+    small = depth[::step, ::step].astype(np.float32)
+    known = small > 0
+    grey = np.zeros(small.shape, np.uint8)
+    if known.any():
+        near, far = float(small[known].min()), float(small[known].max())
+        share = (far - small) / max(far - near, 1.0)
+        grey = np.where(known, 40 + 215 * share, 0).astype(np.uint8)
+    return _jpeg(Image.fromarray(grey))
 
 
 def _small(photograph: Image.Image) -> Image.Image:

@@ -33,6 +33,17 @@ def grown(mask: Mask, steps: int = 1) -> Mask:
     return mask
 
 
+def smoothed(values: Floats) -> Floats:
+    """Return the means over 3 x 3 px."""
+    padded = np.pad(values, 1, mode="edge")
+    rows = padded[:-2] + padded[1:-1]
+    rows += padded[2:]
+    means: Floats = rows[:, :-2] + rows[:, 1:-1]
+    means += rows[:, 2:]
+    means *= 1 / 9
+    return means
+
+
 def _sides(axis: int, step: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     whole = slice(None)
     before, after = slice(None, -step), slice(step, None)
