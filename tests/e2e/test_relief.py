@@ -10,17 +10,15 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from builder.errors import RecipeError
-from builder.layout import state_files
 from builder.recipe import Recipe
 from builder.release.verify import verify
-from builder.tables import write_table
 from fgbg_dataset import FgbgDataset
 from tests.e2e.running import fgbg, files_of
+from tests.edits import edited
 from tests.pictures import blob, depth_png, floor_mm, scene
 
 SIZE = 96
@@ -156,17 +154,6 @@ def test_verify_proves_relief_from_the_published_files_alone(built: dict[str, Pa
     assert report.records_checked == 160
 
 
-def edited(built: Path, tmp_path: Path, folder: str, edit) -> Path:
-    out = Path(shutil.copytree(built, tmp_path / "set"))
-    path = min((out / folder).glob("*.parquet"))
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    edit(rows)
-    write_table(path, "parquet", table.schema, rows)
-    state_files(out)
-    return out
-
-
 def repainted(cell: dict[str, Any], change) -> dict[str, Any]:
     pixels = np.asarray(Image.open(io.BytesIO(cell["bytes"]))).astype(np.uint16)
     change(pixels)
@@ -191,7 +178,7 @@ def test_false_depth_inside_an_object_is_found(built: dict[str, Path], tmp_path:
         row["depth"] = repainted(row["depth"], flatten)
         changed.append(row["record_id"])
 
-    problems = verify(edited(built["photo"], tmp_path, "data", plant), sample=None).problems
+    problems = verify(edited(built["photo"], tmp_path, ("data", plant)), sample=None).problems
     found = [p.check for p in problems if p.where.endswith(f" record {changed[0]}")]
     assert "depth" in found
 
@@ -213,7 +200,7 @@ def shifted(pixels: np.ndarray) -> None:
     ],
 )
 def test_relief_that_was_edited_is_found(built: dict[str, Path], tmp_path: Path, edit) -> None:
-    out = edited(built["photo"], tmp_path, "foregrounds", lambda rows: edit(rows[0]))
+    out = edited(built["photo"], tmp_path, ("foregrounds", lambda rows: edit(rows[0])))
     assert "foregrounds/a" in {problem.where for problem in verify(out, sample=1).problems}
 
 

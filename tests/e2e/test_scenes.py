@@ -10,15 +10,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from builder.layout import state_files
 from builder.release.verify import verify
-from builder.tables import write_table
 from fgbg_dataset import FgbgDataset, FgbgError, RecordReader
 from tests.e2e.running import fgbg, files_of
+from tests.edits import Rows, change, edited
 from tests.pictures import blob, floor_mm, scene
 
 SIZE = 96
@@ -190,10 +188,7 @@ def test_what_is_planted_in_a_record_is_found(
 ) -> None:
     shutil.copytree(built, tmp_path / "set")
     path = next((tmp_path / "set" / "data").glob("train-00000*"))
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    planted(name, rows[0], rows[1])
-    write_table(path, "parquet", table.schema, rows)
+    change(path, lambda rows: planted(name, rows[0], rows[1]))
     problems = {problem.check for problem in verify(tmp_path / "set", sample=None).problems}
     assert check in problems
 
@@ -201,10 +196,11 @@ def test_what_is_planted_in_a_record_is_found(
 def test_an_edited_ground_is_found(built: Path, tmp_path: Path) -> None:
     shutil.copytree(built, tmp_path / "set")
     path = next((tmp_path / "set" / "backgrounds").iterdir())
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    rows[0]["ground_plane"][1] += 1
-    write_table(path, "parquet", table.schema, rows)
+
+    def tilt(rows: Rows) -> None:
+        rows[0]["ground_plane"][1] += 1
+
+    change(path, tilt)
     problems = verify(tmp_path / "set", sample=None).problems
     assert any(p.check == "sources" and p.where == "backgrounds/floor0" for p in problems)
 
@@ -349,43 +345,31 @@ def test_what_is_said_of_a_background_is_held_to_the_recipe(
     built: Path, tmp_path: Path, column: str
 ) -> None:
     """Even of what no record is made of, and where all that is stated is forged to fit it."""
-    out = Path(shutil.copytree(built, tmp_path / "floors"))
-    path = out / "backgrounds/train-00000-of-00001.parquet"
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    if column == "path":
-        rows[0]["depth"]["path"] = "x.png"
-    else:
-        rows[0][column] = "estimated" if column == "depth_by" else rows[0][column] + 0.5
-    write_table(path, "parquet", table.schema, rows)
-    state_files(out)
+    changed: list[str] = []
+
+    def edit(rows: Rows) -> None:
+        if column == "path":
+            rows[0]["depth"]["path"] = "x.png"
+        else:
+            rows[0][column] = "estimated" if column == "depth_by" else rows[0][column] + 0.5
+        changed.append(rows[0]["id"])
+
+    out = edited(built, tmp_path, ("backgrounds", edit))
     where = {problem.where for problem in verify(out, sample=1).problems}
-    assert f"backgrounds/{rows[0]['id']}" in where
+    assert f"backgrounds/{changed[0]}" in where
 
 
 def test_a_record_without_objects_is_a_fault_and_no_traceback(built: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(built, tmp_path / "floors"))
     path = min((out / "data").glob("train-*"))
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    rows[0]["objects"] = None
-    rows[1]["objects"]["id"] = None
-    write_table(path, "parquet", table.schema, rows)
+
+    def edit(rows: Rows) -> None:
+        rows[0]["objects"] = None
+        rows[1]["objects"]["id"] = None
+
+    rows = change(path, edit)
     found = [p.where for p in verify(out, sample=None).problems if p.check == "objects"]
     assert found == [f"data/{path.name} record {row['record_id']}" for row in rows[:2]]
-
-
-def edited(built: Path, tmp_path: Path, *edits) -> Path:
-    """Return a copy of a set in which rows were edited, all else being stated to fit."""
-    out = Path(shutil.copytree(built, tmp_path / "floors"))
-    for folder, edit in edits:
-        path = min((out / folder).glob("*.parquet"))
-        table = pq.read_table(path)
-        rows = table.to_pylist()
-        edit(rows)
-        write_table(path, "parquet", table.schema, rows)
-    state_files(out)
-    return out
 
 
 def empty(level: dict[str, Any]) -> dict[str, Any]:
@@ -438,7 +422,7 @@ def test_a_plane_that_no_ground_has_is_a_fault_and_no_traceback(
     built: Path, tmp_path: Path
 ) -> None:
     for plane in ([0, 0, 0], [2**60, 1, 1], [0, -1, 0]):
-        shutil.rmtree(tmp_path / "floors", ignore_errors=True)
+        shutil.rmtree(tmp_path / "edited", ignore_errors=True)
         out = edited(
             built, tmp_path, ("backgrounds", lambda rows, p=plane: rows[0].update(ground_plane=p))
         )

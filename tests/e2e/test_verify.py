@@ -37,27 +37,18 @@ from builder.tables import write_table
 from fgbg_dataset import FgbgDataset
 from tests.e2e.hub import Hub
 from tests.e2e.running import fgbg
+from tests.edits import Rows, change
 
 TRAIN = "data/train-00000-of-00002.parquet"
 SECOND = "data/train-00001-of-00002.parquet"
 BOTH = "data/unseen_both-00000-of-00001.parquet"
 SOURCES = "train-00000-of-00001.parquet"
 
-Rows = list[dict[str, Any]]
-
 
 @pytest.fixture
 def out(built: Path, tmp_path: Path) -> Path:
     """A copy of the build, to be harmed."""
     return Path(shutil.copytree(built, tmp_path / "blobs"))
-
-
-def change(path: Path, how: Callable[[Rows], object]) -> None:
-    """Rewrite a Parquet file with changed rows, as the builder writes them."""
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    how(rows)
-    write_table(path, "parquet", table.schema, rows)
 
 
 def restamp(path: Path, key: str, how: Callable[[dict[str, Any]], object]) -> None:

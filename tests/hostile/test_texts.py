@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 
@@ -35,8 +34,8 @@ from builder.release.card import write_card
 from builder.release.preview import write_preview
 from builder.sources.prepare import prepare
 from builder.sources.stored import read_sources
-from builder.tables import write_table
 from fgbg_dataset import FgbgDataset
+from tests.edits import change
 from tests.hostile.running import assert_sentence, table_rows
 from tests.pictures import as_jpeg_of, blob, scene
 from tests.strategies import pinned
@@ -343,12 +342,9 @@ def test_hostile_statistics_make_no_card(copied: Path, name: str) -> None:
     assert (copied / "README.md").read_bytes() == before
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def rewrite(path: Path, how: Callable[[dict[str, Any]], object]) -> None:
     """Change the first row of a Parquet file."""
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    change(rows[0])
-    write_table(path, "parquet", table.schema, rows)
+    change(path, lambda rows: how(rows[0]))
 
 
 @pytest.mark.parametrize(
