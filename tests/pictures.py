@@ -149,6 +149,16 @@ def floor_mm(size: int, horizon: float = 0.35) -> np.ndarray:
     )
 
 
+def measured_floors(folder: Path, count: int) -> None:
+    """Make a folder of backgrounds with measured depth, of another resolution and with a hole."""
+    folder.mkdir()
+    for i in range(count):
+        scene(i, 160, 160).save(folder / f"floor{i}.png")
+        depth = floor_mm(240, 0.3 + 0.04 * i)
+        depth[:20, :20] = 0
+        Image.fromarray(depth).save(folder / f"floor{i}.depth.png")
+
+
 def depth_png(path: Path, depth_mm: np.ndarray, **said_of_camera: object) -> None:
     """Write depth in mm as PNG, with texts."""
     said = PngInfo()

@@ -34,7 +34,7 @@ from fgbg_dataset import FgbgDataset
 from tests.browser.chromium import MARKS, chromium, watched
 from tests.e2e.running import COMMAND
 from tests.limits import HANG_S
-from tests.pictures import blob, floor_mm, scene
+from tests.pictures import blob, measured_floors
 from tests.previews import make_build
 
 SWIFTSHADER = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
@@ -54,12 +54,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "fg" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         blob(i, 50 if i < 2 else 30, 50 if i < 2 else 80).save(path)
-    (root / "bg").mkdir()
-    for i in range(3):
-        scene(i, 160, 160).save(root / "bg" / f"floor{i}.png")
-        depth = floor_mm(240, 0.3 + 0.04 * i)
-        depth[:20, :20] = 0
-        Image.fromarray(depth).save(root / "bg" / f"floor{i}.depth.png")
+    measured_floors(root / "bg", 3)
     choices = {"size": SIZE, "records": RECORDS, "shard_records": 15, "holdout": 0.3}
     builder = FgbgDataset(
         *(root / "fg", root / "bg"),

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.e2e.hub import TOKEN, Hub, serve
 from tests.e2e.running import OPTIONS, fgbg
-from tests.pictures import blob, floor_mm, scene
+from tests.pictures import blob, measured_floors
 
 
 @pytest.fixture(scope="session")
@@ -55,11 +54,5 @@ def floors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "tall/lamp.png,Ann,CC0-1.0,,free,\n"
         "tall/c.png,Ann,CC0-1.0,,ground,1.2\n"
     )
-    (root / "bg").mkdir()
-    for i in range(4):
-        scene(i, 160, 160).save(root / "bg" / f"floor{i}.png")
-        # Of another resolution than its picture, and with a hole.
-        depth = floor_mm(240, 0.3 + 0.04 * i)
-        depth[:20, :20] = 0
-        Image.fromarray(depth).save(root / "bg" / f"floor{i}.depth.png")
+    measured_floors(root / "bg", 4)
     return root / "fg", root / "bg"
